@@ -1,0 +1,234 @@
+"""The types that everything speaks of. Frozen, comparable, free of handles; this module imports nothing of ours.
+
+A Snapshot is what one freeze saw of a process tree, page contents aside. Contents cross between the wing of the living
+(`ckpt.live`) and the wing of the past (`ckpt.history`) as raw buffers behind `PageSource`.
+
+Units: addresses are bytes, pages are 4096 bytes, times are nanoseconds, `start_ticks` is field 22 of /proc/PID/stat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping as MappingABC, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Any, Protocol
+
+PAGE = 4096
+
+#: What a kind of resource remembers of one resource: plain JSON values (bytes are hex text). The kind gives it meaning.
+State = MappingABC[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PidRef:
+    """A process or thread that cannot be mistaken for a later one with the same number."""
+
+    pid: int
+    start_ticks: int
+
+
+class Content(IntEnum):
+    """How a run's pages cross (native/ckpt_native.h, enum ckpt_content)."""
+
+    DATA = 0
+    ZERO = 1
+    SAME = 2
+    ABSENT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PageRun:
+    """Consecutive pages of one space. `page` is address >> 12 (or offset >> 12 in an object)."""
+
+    space: int
+    page: int
+    count: int
+    content: Content
+
+
+class Action(StrEnum):
+    """How an interrupted call continues (mechanisms: RESTART by rax = -51x, REBUILD of a restart block, LINGER)."""
+
+    KEEP = "keep"
+    RESTART = "restart"
+    REBUILD = "rebuild"
+    LINGER = "linger"
+
+
+@dataclass(frozen=True, slots=True)
+class RetvalDecision:
+    action: Action
+    value: int  #: rax that the thread continues with
+    reason: str  #: in words, shown by `ckpt show`
+    disturbed: bool = False  #: the caller may notice: a later deadline, an EINTR, a short count
+
+
+@dataclass(frozen=True, slots=True)
+class SyscallState:
+    """What a thread was doing in the kernel when it was stopped."""
+
+    phase: str  #: "user" or "call"
+    nr: int  #: -1 in user space
+    args: tuple[int, ...]
+    raw_retval: int
+    remaining_ns: int | None
+    evidence: State
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    tid: int
+    start_ticks: int
+    regs: bytes  #: struct user_regs_struct, 27 little-endian u64, as shown at the stop
+    xstate: bytes  #: NT_X86_XSTATE
+    sigmask: int
+    pending: tuple[bytes, ...]  #: siginfo_t (128 bytes each), queued to this thread alone
+    syscall: SyscallState
+    decision: RetvalDecision
+    attributes: MappingABC[str, State] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Backing:
+    """What stands behind a mapping: nothing, a file, a shared object, or the kernel."""
+
+    kind: str  #: "anonymous" | "file" | "object" | "kernel"
+    path: str = ""
+    dev: int = 0
+    ino: int = 0
+    offset: int = 0
+    size: int = 0  #: of the file at the snapshot
+    mtime_ns: int = 0
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    start: int
+    end: int
+    prot: int  #: PROT_* bits
+    flags: int  #: MAP_SHARED or MAP_PRIVATE, with MAP_ANONYMOUS, MAP_GROWSDOWN
+    backing: Backing
+    name: str = ""  #: "[heap]", "[stack]", "[vdso]" ... or ""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """An open file description. `id` is its identity within the snapshot: descriptors that share it share the id."""
+
+    id: int
+    kind: str  #: name of a module of ckpt.kinds.fd
+    flags: int  #: O_* as fdinfo shows them, without O_CLOEXEC
+    pos: int
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    fd: int
+    cloexec: bool
+    file: int  #: OpenFile.id
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    pid: int
+    start_ticks: int
+    ppid: int
+    pgid: int
+    sid: int
+    comm: str
+    mm: int  #: the space of its private memory
+    threads: tuple[Thread, ...]  #: leader first
+    mappings: tuple[Mapping, ...]  #: sorted by start
+    descriptors: tuple[Descriptor, ...]  #: sorted by fd
+    pending: tuple[bytes, ...]  #: siginfo_t, queued to the whole process
+    attributes: MappingABC[str, State] = field(default_factory=dict)  #: kind of ckpt.kinds.task -> state
+
+    @property
+    def ref(self) -> PidRef:
+        return PidRef(self.pid, self.start_ticks)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedObject:
+    """Memory that several mappings, descriptors or processes may share; stored once. Pages are by offset in it."""
+
+    space: int
+    dev: int
+    ino: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    root: PidRef
+    tasks: tuple[Task, ...]
+    files: tuple[OpenFile, ...]
+    objects: tuple[SharedObject, ...]
+    features: State  #: what the machine was: kernel release, boot id, cpu, page size
+    taken_at: int  #: CLOCK_REALTIME, ns
+
+    def task(self, pid: int) -> Task:
+        return next(task for task in self.tasks if task.pid == pid)
+
+    def file(self, identity: int) -> OpenFile:
+        return next(file for file in self.files if file.id == identity)
+
+
+class PageSource(Protocol):
+    """Where page contents come from: a living capture, or a generation of the store."""
+
+    def spaces(self) -> Sequence[int]:
+        """Spaces that have pages, in order."""
+        ...
+
+    def runs(self, space: int) -> Sequence[PageRun]:
+        """What the space holds: DATA and ZERO runs, sorted by page. ABSENT is what is not named."""
+        ...
+
+    def read(self, space: int, page: int, count: int) -> Iterator[memoryview]:
+        """Contents of populated pages in pieces of whole pages; zero pages are given as zeros."""
+        ...
+
+
+class Arg(StrEnum):
+    VALUE = "value"
+    RESULT = "result"  #: the result of an earlier call of the same stage
+    BUFFER = "buffer"  #: address of bytes that travel with the call
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteArg:
+    form: Arg
+    value: int = 0  #: the value, or the index of the earlier call in its stage
+    data: bytes = b""  #: for BUFFER: bytes in, and the room for bytes out
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteCall:
+    """A system call to be run inside a task. `note` is what --dry-run prints."""
+
+    nr: int
+    args: tuple[RemoteArg, ...]
+    note: str
+    expect: int | None = 0  #: None: any result will do; an int: at least this
+    tid: int = 0  #: 0 = any thread of the process
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Calls of one process that run in one batch; results are visible inside the stage only."""
+
+    name: str
+    pid: int
+    calls: tuple[RemoteCall, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    stages: tuple[Stage, ...]
+    threads_end: MappingABC[int, tuple[int, ...]]  #: pid -> tids that are now and were not then
+    threads_spawn: MappingABC[int, tuple[int, ...]]  #: pid -> tids that were then and are not now
+    refusals: tuple[str, ...] = ()  #: what cannot be undone, by name; a plan with any is not executed
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,33 @@
+"""Builds native._native from src/*.c by cffi in API mode. The cdef is the public header itself."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).resolve().parent
+WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
+
+
+def cdef(header: Path) -> str:
+    """The header without its '#' lines, which cffi's parser rejects."""
+    return "\n".join(line for line in header.read_text().splitlines() if not line.startswith("#"))
+
+
+ffibuilder = FFI()
+ffibuilder.cdef(cdef(HERE / "ckpt_native.h"))
+# Paths are relative to the project's root, where setuptools and `make` run (it refuses absolute ones).
+ffibuilder.set_source(
+    "native._native",
+    '#include "ckpt_native.h"',
+    sources=[os.path.relpath(path, HERE.parent) for path in sorted((HERE / "src").glob("*.c"))],
+    include_dirs=["native", "native/src"],
+    libraries=["pthread"],
+    extra_compile_args=["-O2", "-g", "-std=gnu11", *WARNINGS],
+)
+
+if __name__ == "__main__":
+    os.chdir(HERE.parent)
+    ffibuilder.compile(tmpdir=".", verbose=True)

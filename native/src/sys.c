@@ -1,0 +1,47 @@
+/* sys.c: see sys.h. */
+#include "sys.h"
+#include "kernel.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+static long result(long value) { return value < 0 ? -errno : value; }
+
+long sys_ptrace(int request, pid_t tid, uintptr_t addr, uintptr_t data) { return result(syscall(SYS_ptrace, request, tid, addr, data)); }
+
+int sys_wait(pid_t tid, int *ret_status, int options) {
+    long got;
+    do
+        got = result(waitpid(tid, ret_status, options | __WALL));
+    while (got == -EINTR);
+    return (int)got;
+}
+
+ssize_t sys_vm_readv(pid_t pid, const struct iovec *local, size_t locals, const struct iovec *remote, size_t remotes) {
+    return result(process_vm_readv(pid, local, locals, remote, remotes, 0));
+}
+
+ssize_t sys_vm_writev(pid_t pid, const struct iovec *local, size_t locals, const struct iovec *remote, size_t remotes) {
+    return result(process_vm_writev(pid, local, locals, remote, remotes, 0));
+}
+
+int sys_ioctl(int fd, unsigned long request, void *argument) { return (int)result(ioctl(fd, request, argument)); }
+int sys_openat(int dir, const char *path, int flags) { return (int)result(openat(dir, path, flags | O_CLOEXEC)); }
+ssize_t sys_pread(int fd, void *buffer, size_t bytes, uint64_t offset) { return result(pread(fd, buffer, bytes, (off_t)offset)); }
+ssize_t sys_pwrite(int fd, const void *buffer, size_t bytes, uint64_t offset) { return result(pwrite(fd, buffer, bytes, (off_t)offset)); }
+int sys_pidfd_open(pid_t pid, unsigned flags) { return (int)result(syscall(SYS_pidfd_open, pid, flags)); }
+int sys_pidfd_getfd(int pidfd, int fd) { return (int)result(syscall(SYS_pidfd_getfd, pidfd, fd, 0)); }
+int sys_pidfd_signal(int pidfd, int signal) { return (int)result(syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0)); }
+int sys_kcmp(pid_t a, pid_t b, int type, uintptr_t x, uintptr_t y) { return (int)result(syscall(SYS_kcmp, a, b, type, x, y)); }
+
+void close_fd(int *fd) {
+    if (*fd >= 0)
+        close(*fd);
+}
+
+void free_ptr(void *pointer_to_pointer) { free(*(void **)pointer_to_pointer); }
