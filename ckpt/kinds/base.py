@@ -1,0 +1,186 @@
+"""What a kind of resource is: raw bytes in, a state out, and the remote calls that bring that state about.
+
+One file per kind under `fd/` and `task/`, found by discovery: a module with a `KIND`. A kind declares what raw work it
+wants done while the tree is frozen (C does it from a table), parses the answer after the thaw, and emits RemoteCalls.
+So each is tested against bytes and against a list of calls, without root and without a kernel.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntFlag
+from types import ModuleType
+from typing import Protocol, cast
+
+from ckpt.model import Arg, OpenFile, RemoteArg, RemoteCall, State
+
+
+class Work(IntFlag):
+    """Raw work on a descriptor, done by C while frozen (native/ckpt_native.h, enum ckpt_work; formats in descriptors.c)."""
+
+    NOTHING = 0
+    DUPLICATE = 1
+    PIPE = 2
+    SOCKET = 4
+    PEEK = 8
+    TIMERFD = 16
+    SEALS = 32
+    CONTENTS = 64
+    TTY = 128
+    UNIX_DIAG = 256
+    EPOLL = 512
+
+
+@dataclass(frozen=True, slots=True)
+class SockOpt:
+    level: int
+    name: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wants:
+    """A row of the table that C walks; the first row that fits a descriptor wins (order: `KIND.order`)."""
+
+    prefix: str = ""  #: the link text of /proc/PID/fd/N begins so
+    format: int = 0  #: S_IFMT bits, 0 = any
+    work: Work = Work.NOTHING
+    options: tuple[SockOpt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RawDescriptor:
+    """One descriptor as C saw it. fdinfo is always there."""
+
+    pid: int
+    fd: int
+    dev: int
+    ino: int
+    rdev: int
+    size: int
+    nlink: int
+    mode: int
+    file: int  #: identity of the open file description over the tree
+    link: str
+    fdinfo: str
+    work: Mapping[int, bytes] = field(default_factory=dict)  #: one Work bit -> bytes
+    options: Mapping[int, bytes] = field(default_factory=dict)  #: position in Wants.options -> bytes
+
+
+class Unsupported(Exception):
+    """Raised by parse: this resource cannot be captured. `str()` is the reason, such as "io_uring: not supported"."""
+
+
+class CannotUndo(Exception):
+    """Raised by adjust/recreate/restore: this cannot be put back in place. `str()` names why."""
+
+
+class FdKind(Protocol):
+    name: str
+    order: int  #: lower is asked first
+    wants: tuple[Wants, ...]
+
+    def recognises(self, raw: RawDescriptor) -> bool: ...
+
+    def parse(self, raw: RawDescriptor) -> OpenFile:
+        """The open file description behind the descriptor; raises Unsupported."""
+        ...
+
+    def adjust(self, fd: int, now: OpenFile, wanted: OpenFile) -> Sequence[RemoteCall]:
+        """The description is still the same one: bring position, flags, counters, contents back. Raises CannotUndo."""
+        ...
+
+    def recreate(self, wanted: OpenFile) -> Sequence[RemoteCall]:
+        """Makes it anew; the last call's result is the new descriptor (any number). Raises CannotUndo."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A call that C runs inside the frozen task to learn what /proc does not tell. Its answer is kept raw."""
+
+    nr: int
+    args: tuple[int, ...]
+    answer_arg: int = 7  #: which argument is the answer buffer; 7 = none
+    answer_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    retval: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RawTask:
+    """A process, or one thread of it, as C saw it."""
+
+    pid: int
+    tid: int
+    files: Mapping[str, bytes]  #: by name under /proc/PID (or /proc/PID/task/TID)
+    answers: Sequence[Answer]  #: to this kind's own questions, in order; empty if the target may not be asked
+    limits: tuple[tuple[int, int], ...] = ()
+    extra: Mapping[str, bytes] = field(default_factory=dict)  #: "rseq", "robust": raw records of C
+
+
+class TaskKind(Protocol):
+    name: str
+    per_thread: bool
+    proc_files: tuple[str, ...]
+    questions: tuple[Question, ...]
+
+    def parse(self, raw: RawTask) -> State: ...
+
+    def restore(self, now: State, wanted: State) -> Sequence[RemoteCall]:
+        """Calls that turn now into wanted, none where they are equal. Raises CannotUndo."""
+        ...
+
+
+# ---- writing remote calls ----
+
+
+def value(number: int) -> RemoteArg:
+    return RemoteArg(Arg.VALUE, number & 0xFFFF_FFFF_FFFF_FFFF)
+
+
+def result(index: int) -> RemoteArg:
+    """The result of call `index` of the same sequence (a kind counts from 0; the plan shifts it)."""
+    return RemoteArg(Arg.RESULT, index)
+
+
+def buffer(data: bytes) -> RemoteArg:
+    return RemoteArg(Arg.BUFFER, 0, data)
+
+
+def call(nr: int, *args: int | bytes | RemoteArg, note: str, expect: int | None = 0) -> RemoteCall:
+    """A RemoteCall; ints become values, bytes become buffers."""
+
+    def arg(item: int | bytes | RemoteArg) -> RemoteArg:
+        if isinstance(item, RemoteArg):
+            return item
+        return buffer(item) if isinstance(item, bytes) else value(item)
+
+    return RemoteCall(nr, tuple(arg(item) for item in args), note, expect)
+
+
+# ---- discovery ----
+
+
+def _modules(package: str) -> list[ModuleType]:
+    parent = importlib.import_module(package)
+    return [importlib.import_module(f"{package}.{info.name}") for info in pkgutil.iter_modules(parent.__path__)]
+
+
+def fd_kinds() -> list[FdKind]:
+    """Every kind of descriptor, in the order in which they are asked."""
+    kinds = [cast(FdKind, module.KIND) for module in _modules("ckpt.kinds.fd") if hasattr(module, "KIND")]
+    return sorted(kinds, key=lambda kind: (kind.order, kind.name))
+
+
+def task_kinds() -> list[TaskKind]:
+    """Every kind of task attribute, by name."""
+    kinds = [cast(TaskKind, module.KIND) for module in _modules("ckpt.kinds.task") if hasattr(module, "KIND")]
+    return sorted(kinds, key=lambda kind: kind.name)
