@@ -1,0 +1,32 @@
+# Two commands matter: `make demo` and `make test`. Both set up what is missing first (scripts/setup).
+PY := .venv/bin/python
+SOURCES := $(wildcard native/src/* native/*.h native/build_native.py store/src/* store/*.h store/build_store.py) pyproject.toml setup.py scripts/setup
+
+.PHONY: setup test demo lint unit native e2e bench soak clean
+
+setup: .venv/.ready
+
+.venv/.ready: $(SOURCES)
+	scripts/setup
+	@touch $@
+
+test: setup lint
+	$(PY) -m pytest tests
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m importlinter.cli lint
+
+demo: setup
+	$(PY) scripts/demo.py
+
+bench: setup
+	$(PY) -m tests.bench
+
+soak: setup
+	CKPT_SOAK=1 $(PY) -m pytest tests
+
+clean:
+	rm -rf build *.egg-info .venv/.ready native/_native.c native/*.so store/_pages.c store/*.so
