@@ -1,0 +1,87 @@
+"""Faults for a ckpt that is run as a child: which rule, and what the counters say afterwards. Grammar: inject.c."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+LIBRARY = HERE / "bin" / "inject.so"
+SLOT = struct.Struct("48sQQ")
+SLOTS = 512
+
+#: The named points of the flow: ckpt_mark(name). The phase lasts until the next mark.
+#: Who adds a mark adds it here; who tests a kill picks from here.
+PHASES = {
+    "arm": "before the first injection: the process to be tracked is stopped, nothing of it is changed",
+    "inject": "inside the injection: registers of the thread point at the stub",
+    "injected": "after the injection: the thread has its own registers back",
+    "batch": "a batch of remote calls is loaded, the thread is about to run it",
+    "batch-done": "the batch ran, the thread is not yet itself again",
+    "armed": "the userfaultfd stands and write-protects, no generation knows it",
+    "consume": "the record says consumed, the scan that consumes is next",
+    "frozen": "every thread is stopped",
+    "thaw": "everything is copied, threads are about to be let go",
+    "thawed": "the tree runs on, nothing is in the store",
+    "orphans": "page frames are in the store, no generation names them",
+    "published": "the generation is in the store, the baseline record does not say so yet",
+    "rollback": "the tree is frozen and journalled, nothing of it is changed",
+    "rollback-stage": "between two stages of a rollback's plan",
+    "rollback-pages": "mappings are back, pages are not",
+    "rollback-done": "everything is back, threads are about to be let go",
+}
+
+
+def build() -> Path:
+    subprocess.run(["make", "-s", "-C", str(HERE)], check=True)
+    return LIBRARY
+
+
+class Faults:
+    """One fault plan with its counters; `env()` is what the child must be started with."""
+
+    def __init__(self, folder: Path, *rules: str) -> None:
+        build()
+        self.rules = rules
+        self.file = folder / f"counters-{os.urandom(4).hex()}"
+        self.file.write_bytes(bytes(SLOT.size * SLOTS))
+
+    def env(self) -> dict[str, str]:
+        old = os.environ.get("LD_PRELOAD", "")
+        return {
+            "LD_PRELOAD": f"{LIBRARY}:{old}" if old else str(LIBRARY),
+            "CKPT_FAULT": ";".join(self.rules),
+            "CKPT_FAULT_COUNTERS": str(self.file),
+        }
+
+    def _slots(self) -> Mapping[str, tuple[int, int]]:
+        found = {}
+        for name, hits, fired in SLOT.iter_unpack(self.file.read_bytes()):
+            if name[0]:
+                found[name.split(b"\0")[0].decode()] = (hits, fired)
+        return found
+
+    def hits(self) -> dict[str, int]:
+        """Passages: "PHASE" for a mark, "PHASE/sys_x" for a call of the seam in that phase."""
+        return {name: hits for name, (hits, _) in self._slots().items() if hits}
+
+    def fired(self) -> dict[str, int]:
+        """Rules that were set off, by their text (the first 47 characters)."""
+        return {name: fired for name, (_, fired) in self._slots().items() if fired}
+
+
+def kill_at(phase: str, number: int = 1) -> str:
+    return f"{phase}#{number}=kill"
+
+
+def kill_in(phase: str, call: int) -> str:
+    """At the call-th system call on the target after the mark `phase`."""
+    return f"*@{phase}#{call}=kill"
+
+
+def fail_at(phase: str, error: int = errno.EIO) -> str:
+    return f"{phase}=fail:{error}"
