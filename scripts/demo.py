@@ -1,0 +1,302 @@
+"""`make demo`: the main job on a real redis-server and a threaded CPython program. Exits non-zero if anything is not so.
+
+Everything lives in a temporary folder; only processes that are started here are ended, by pid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from demo_worker import THREADS, step
+from rich.console import Console
+
+ROOT = Path(__file__).resolve().parent.parent
+KEYS = 200_000
+console = Console()
+
+
+class DemoError(Exception):
+    """Something is not so."""
+
+
+def require(fact: bool, text: str) -> None:
+    if not fact:
+        raise DemoError(text)
+    console.print(f"  [green]✓[/] {text}")
+
+
+class Ckpt:
+    """The command line, as a person calls it."""
+
+    def __init__(self, store: Path) -> None:
+        self.command = [str(ROOT / ".venv/bin/ckpt")]
+        self.environment = {**os.environ, "CKPT_STORE": str(store)}
+
+    def json(self, *words: str) -> Any:
+        done = subprocess.run([*self.command, *words, "--json"], env=self.environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise DemoError(f"ckpt {' '.join(words)}: exit {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
+        return json.loads(done.stdout)
+
+    def show(self, *words: str) -> None:
+        console.print(f"\n[bold]$ ckpt {' '.join(words)}[/]")
+        environment = {**self.environment, "COLUMNS": str(console.width), "FORCE_COLOR": "1" if console.is_terminal else ""}
+        if not console.is_terminal:
+            del environment["FORCE_COLOR"]
+        done = subprocess.run([*self.command, *words], env=environment, check=False)
+        if done.returncode != 0:
+            raise DemoError(f"ckpt {' '.join(words)}: exit {done.returncode}")
+
+
+class Redis:
+    """A client of its own: RESP over one socket."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=5)
+        self.stream = self.socket.makefile("rb")
+
+    @staticmethod
+    def encode(*words: str) -> bytes:
+        parts = [f"*{len(words)}\r\n".encode()]
+        for word in words:
+            data = word.encode()
+            parts.append(b"$%d\r\n%s\r\n" % (len(data), data))
+        return b"".join(parts)
+
+    def answer(self) -> str | None:
+        line = self.stream.readline()
+        if not line.endswith(b"\r\n"):
+            raise EOFError("the server ended the connection")
+        if line[:1] == b"$":
+            size = int(line[1:])
+            return None if size < 0 else self.stream.read(size + 2)[:-2].decode()
+        return line[1:-2].decode()
+
+    def call(self, *words: str) -> str | None:
+        self.socket.sendall(self.encode(*words))
+        return self.answer()
+
+    def fill(self, count: int) -> None:
+        for start in range(0, count, 1000):
+            batch = range(start, min(start + 1000, count))
+            self.socket.sendall(b"".join(self.encode("SET", f"key:{n}", f"value-{n * 7919}" * 4) for n in batch))
+            for _ in batch:
+                self.answer()
+
+    def info(self) -> dict[str, str]:
+        text = self.call("INFO") or ""
+        return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+
+    def close(self) -> None:
+        self.stream.close()
+        self.socket.close()
+
+
+class Writer:
+    """A client that keeps writing live:N; acknowledged is the last N that the server has confirmed."""
+
+    def __init__(self, port: int) -> None:
+        self.client = Redis(port)
+        self.sent = self.acknowledged = 0
+        self.ended: str | None = None
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while not self.stop.is_set():
+            try:
+                self.sent += 1
+                self.client.call("SET", f"live:{self.sent}", str(self.sent))
+                self.acknowledged = self.sent
+            except (EOFError, ConnectionError) as error:
+                self.ended = type(error).__name__
+                return
+            except TimeoutError:
+                self.ended = "hung"
+                return
+            time.sleep(0.001)
+
+    def close(self) -> None:
+        self.stop.set()
+        self.thread.join(10)
+        self.client.close()
+
+
+def start_time(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_bytes().rsplit(b")", 1)[1].split()[19])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(what: str, ready: Any, seconds: float = 20) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            value = ready()
+            if value:
+                return value
+        time.sleep(0.05)
+    raise DemoError(f"{what}: not within {seconds:.0f} s")
+
+
+def redis_part(ckpt: Ckpt, pid: int, port: int) -> None:
+    console.rule("redis-server")
+    client = wait_for("redis-server", lambda: Redis(port))
+    client.fill(KEYS)
+    before = client.info()
+    born = start_time(pid)
+    ckpt.show("check", str(pid))
+    first = ckpt.json("snapshot", str(pid), "--full", "--tag", "redis-full")
+    require(first["kind"] == "full", f"full snapshot: generation {first['generation']}, stopped {first['stop_us'] / 1000:.2f} ms")
+    writer = Writer(port)
+    moments: dict[int, tuple[int, int]] = {}
+    for _ in range(10):
+        time.sleep(0.2)
+        low = writer.acknowledged
+        made = ckpt.json("snapshot", str(pid), "--incremental")
+        moments[made["generation"]] = (low, writer.sent)
+        if made["kind"] != "incremental" or made["tracker"] != "uffd":
+            raise DemoError(f"generation {made['generation']} is {made['kind']} by {made['tracker']}, not incremental by uffd")
+    require(True, "ten incremental snapshots while a client kept writing")
+    ckpt.show("log")
+    client.call("SET", "sentinel", "set after the last snapshot")
+    generations = sorted(moments)
+    redis_rollback(ckpt, pid, port, writer, born, before, generations[3], moments)
+    forward = Writer(port)
+    time.sleep(0.3)
+    redis_rollback(ckpt, pid, port, forward, born, before, generations[8], moments)
+    made = ckpt.json("snapshot", str(pid), "--incremental")
+    require(made["parent"] == generations[8], f"the next generation, {made['generation']}, branches from {generations[8]}")
+    ckpt.show("log", "--graph", "--pid", str(pid))
+    ckpt.show("diff", str(generations[3]), str(generations[8]))
+    client.close()
+
+
+def redis_rollback(
+    ckpt: Ckpt, pid: int, port: int, old: Writer, born: int, before: dict[str, str], generation: int, moments: dict[int, tuple[int, int]]
+) -> None:
+    done = ckpt.json("rollback", str(generation), "--pid", str(pid))
+    console.print(
+        f"\n[bold]rolled back to generation {generation}[/]: stopped {done['stop_us'] / 1000:.2f} ms, {done['pages_written']} pages"
+    )
+    require(Path(f"/proc/{pid}").exists() and start_time(pid) == born, f"same pid {pid}, same start time")
+    old.thread.join(5)
+    require(old.ended not in (None, "hung"), f"the old client's connection ended cleanly ({old.ended})")
+    old.close()
+    client = Redis(port)
+    require(client.call("GET", "sentinel") is None, "the sentinel is gone; a new client is served")
+    low, high = moments[generation]
+    require(client.call("GET", f"live:{low}") == str(low), f"live:{low}, written before that moment, is back")
+    require(client.call("GET", f"live:{high + 1}") is None, f"live:{high + 1}, written after it, never was")
+    require(all(client.call("GET", f"key:{n}") == f"value-{n * 7919}" * 4 for n in range(0, KEYS, 997)), "the keys are right")
+    time.sleep(0.3)
+    now = client.info()
+    require(now["run_id"] == before["run_id"], "INFO's run_id is unchanged")
+    uptime, expected = int(now["uptime_in_seconds"]), time.time() - wall_birth(pid)
+    require(abs(uptime - expected) <= 2, f"uptime is consistent: {uptime} s, the process is {expected:.0f} s old")
+    client.close()
+
+
+def wall_birth(pid: int) -> float:
+    boot = float(next(line.split()[1] for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime")))
+    return boot + start_time(pid) / os.sysconf("SC_CLK_TCK")
+
+
+def report(path: Path) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(path.read_text())
+    return answer
+
+
+def chains_right(state: dict[str, Any], known: dict[int, list[str]]) -> bool:
+    for seed, (number, head) in enumerate(state["threads"]):
+        heads = known.setdefault(seed, [f"seed-{seed}"])
+        while len(heads) <= number:
+            heads.append(step(heads[-1], len(heads)))
+        if heads[number] != head:
+            return False
+    return True
+
+
+def python_part(ckpt: Ckpt, pid: int, path: Path) -> None:
+    console.rule("a threaded CPython program")
+    known: dict[int, list[str]] = {}
+    wait_for("the Python program", lambda: report(path)["ticks"] > 5)
+    born = start_time(pid)
+    first = ckpt.json("snapshot", str(pid))
+    at = report(path)
+    require(
+        chains_right(at, known), f"generation {first['generation']}: {THREADS} hash chains are right, at {[n for n, _ in at['threads']]}"
+    )
+    time.sleep(0.5)
+    second = ckpt.json("snapshot", str(pid), "--incremental")
+    time.sleep(0.5)
+    late = report(path)
+    for generation, other in ((first, second), (second, first)):
+        ckpt.json("rollback", str(generation["generation"]), "--pid", str(pid))
+        back = wait_for("a report after the rollback", lambda: report(path))
+        time.sleep(0.1)
+        back = report(path)
+        require(start_time(pid) == born, f"rolled back to generation {generation['generation']}: same pid {pid}, same start time")
+        if generation is first:
+            require(back["ticks"] < late["ticks"], f"time went back: {late['ticks']} ticks -> {back['ticks']}")
+        require(chains_right(back, known), "the chains are right")
+        time.sleep(0.3)
+        on = report(path)
+        moving = all(a[0] < b[0] for a, b in zip(back["threads"], on["threads"], strict=True))
+        require(
+            moving and chains_right(on, known), f"all {THREADS} threads go on, and rightly (other end: generation {other['generation']})"
+        )
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+
+
+def main() -> int:
+    started: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory(prefix="ckpt-demo-") as name:
+        folder = Path(name)
+        ckpt = Ckpt(folder / "store.db")
+        try:
+            port = free_port()
+            quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
+            redis = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+            started.append(subprocess.Popen(redis, start_new_session=True, **quiet))  # type: ignore[call-overload]
+            worker = [sys.executable, str(ROOT / "scripts/demo_worker.py"), str(folder / "report.json")]
+            started.append(subprocess.Popen(worker, start_new_session=True, **quiet))  # type: ignore[call-overload]
+            redis_part(ckpt, started[0].pid, port)
+            python_part(ckpt, started[1].pid, folder / "report.json")
+            console.rule("the store")
+            ckpt.show("fsck", "--full")
+            for query in ("growth", "hot-mappings", "sharing"):
+                ckpt.show("query", query)
+            ckpt.show("stats")
+        except DemoError as error:
+            console.print(f"[bold red]not so:[/] {error}")
+            return 1
+        finally:
+            for process in started:
+                end(process)
+    console.print("\n[bold green]demo: all of it was so[/]")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
