@@ -98,10 +98,10 @@ struct ckpt_decision {
 int ckpt_decide(const uint64_t *regs, int deliverable, struct ckpt_decision *ret_decision);
 
 /* ---- tracking which pages are written: userfaultfd write-protect (async) + PAGEMAP_SCAN (track.c, scan.c) ---- */
-enum ckpt_tracker { CKPT_TRACK_COMPARE = 0, CKPT_TRACK_UFFD = 1, CKPT_TRACK_SOFT_DIRTY = 2 };
+enum ckpt_tracker { CKPT_TRACK_COMPARE = 0, CKPT_TRACK_UFFD = 1, CKPT_TRACK_SOFT_DIRTY = 2, CKPT_TRACK_NONE = 3 };
 struct ckpt_track {
     int32_t pid;         /* a process of the tree, the first that has this memory */
-    int32_t tracker;     /* enum ckpt_tracker; COMPARE = read everything */
+    int32_t tracker;     /* enum ckpt_tracker; COMPARE = read everything, NONE = read no pages of this memory (layout only) */
     int32_t remote_fd;   /* descriptor number of the userfaultfd inside the target, -1 = none yet */
     int32_t fresh;       /* out of ckpt_track_arm: 1 = armed anew, so everything counts as written */
     uint64_t remote_ino; /* its inode: how it is recognised */
@@ -192,7 +192,8 @@ struct ckpt_capture_options {
 struct ckpt_timing { /* nanoseconds; stop is freeze's first effect to thaw's last */
     uint64_t stop, freeze, files, descriptors, questions, scan, copy, thaw;
 };
-/* On failure the tree runs on, nothing is kept, and last_fault names the resource. */
+/* On failure the tree runs on, nothing is kept, and last_fault names the resource. A tree that is frozen already stays
+ * frozen, on success and on failure (rollback looks at the layout inside its own freeze). */
 int ckpt_capture(ckpt_tree *tree, const struct ckpt_capture_options *options, ckpt_sink *sink, struct ckpt_timing *ret_timing);
 
 /* What a sink lends until reset. Records: see struct ckpt_record. */
