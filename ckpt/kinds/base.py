@@ -3,19 +3,49 @@
 One file per kind under `fd/` and `task/`, found by discovery: a module with a `KIND`. A kind declares what raw work it
 wants done while the tree is frozen (C does it from a table), parses the answer after the thaw, and emits RemoteCalls.
 So each is tested against bytes and against a list of calls, without root and without a kernel.
+
+What C answers to each Work (little endian; n = bytes that follow). An answer that is missing means that C could not get it.
+
+    DUPLICATE   nothing: the number is in the descriptor's own record
+    PIPE        u32 capacity (F_GETPIPE_SZ), u32 revents (poll of the duplicate: POLLHUP 0x10 no writer, POLLERR 0x8 no reader;
+                taken before C opens an end of its own), u32 n, contents[n]
+    SOCKET      i32 domain, type, protocol, listening (SO_ACCEPTCONN), inq (SIOCINQ), outq (SIOCOUTQ), n_local, n_peer (-errno
+                where there is none), local[n_local], peer[n_peer]: struct sockaddr
+    PEEK        per message of the receive queue: u32 n, u32 flags (1: it carries descriptors or other control data), bytes[n];
+                a stream is one message
+    TIMERFD     struct itimerspec (interval, value): 4 x i64
+    SEALS       i32, F_GET_SEALS or -errno
+    CONTENTS    nothing: the pages are an object space
+    TTY         struct termios2 (44 bytes), struct winsize (8 bytes)
+    UNIX_DIAG   the netlink answer's struct unix_diag_msg (16 bytes) and its attributes
+    EPOLL       per tfd line, in order: i32 tfd, i32 file: identity of the watched open file description, -1 = no descriptor of
+                the tree has it
+
+Two rules for the calls that a kind emits:
+
+1. `recreate` leaves the new descriptor as the result of its last call, at any number; the plan dups it to where it belongs.
+   `same(index)` as the last call says "the descriptor that call `index` made" (dup2 of a number onto itself).
+2. Kinds whose objects have two ends (pipe, unix) also have `recreate_pair(first, second)`: results 0 and 1 are the two ends.
+   An end that is None is one that nobody holds any more: it is closed again. How results can name what a buffer would hold:
+   two eventfds take the two lowest free numbers and are closed; the next call that makes a pair gets just these numbers,
+   for nothing else of the process runs.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
 from types import ModuleType
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from ckpt.model import Arg, OpenFile, RemoteArg, RemoteCall, State
+from ckpt.syscalls.names import nr
+
+F_SETFL = 4
+SETTABLE_FLAGS = 0o2000 | 0o4000 | 0o20000 | 0o40000 | 0o1000000  #: fs/fcntl.c, SETFL_MASK, without what is always equal
 
 
 class Work(IntFlag):
@@ -78,6 +108,10 @@ class CannotUndo(Exception):
     """Raised by adjust/recreate/restore: this cannot be put back in place. `str()` names why."""
 
 
+class Moved(CannotUndo):
+    """The connection has gone on since: its bytes cannot be taken back. The plan may put a dead one in its place."""
+
+
 class FdKind(Protocol):
     name: str
     order: int  #: lower is asked first
@@ -95,6 +129,21 @@ class FdKind(Protocol):
 
     def recreate(self, wanted: OpenFile) -> Sequence[RemoteCall]:
         """Makes it anew; the last call's result is the new descriptor (any number). Raises CannotUndo."""
+        ...
+
+
+@runtime_checkable
+class PairKind(Protocol):
+    """A kind whose objects have two ends, each an open file description of its own."""
+
+    def other_end(self, file: OpenFile) -> object:
+        """What file's other end shows as `this_end`; None: nobody holds the other end any more."""
+        ...
+
+    def this_end(self, file: OpenFile) -> object: ...
+
+    def recreate_pair(self, first: OpenFile | None, second: OpenFile | None) -> Sequence[RemoteCall]:
+        """Both ends anew, in this order; results 0 and 1 are the descriptors. Raises CannotUndo."""
         ...
 
 
@@ -164,6 +213,38 @@ def call(nr: int, *args: int | bytes | RemoteArg, note: str, expect: int | None 
         return buffer(item) if isinstance(item, bytes) else value(item)
 
     return RemoteCall(nr, tuple(arg(item) for item in args), note, expect)
+
+
+def same(index: int) -> RemoteCall:
+    """As the last call of a sequence: its result is the descriptor that call `index` made."""
+    return call(nr("dup2"), result(index), result(index), note="that descriptor")
+
+
+def set_flags(fd: int | RemoteArg, now: int, wanted: int) -> list[RemoteCall]:
+    """fcntl(F_SETFL) where the flags that can be set differ: O_APPEND, O_NONBLOCK, O_ASYNC, O_DIRECT, O_NOATIME."""
+    if not (now ^ wanted) & SETTABLE_FLAGS:
+        return []
+    return [call(nr("fcntl"), fd, F_SETFL, wanted & SETTABLE_FLAGS, note=f"fcntl F_SETFL {wanted & SETTABLE_FLAGS:#o}")]
+
+
+# ---- the two ends of pipes and pairs ----
+
+
+def peers(files: Iterable[OpenFile]) -> dict[int, tuple[int, ...] | None]:
+    """OpenFile.id -> ids of the open files at its other end, for every file of a kind with ends.
+
+    Several: an end was opened more than once. (): the other end is held outside the tree. None: nobody holds it any more.
+    """
+    kinds = {kind.name: kind for kind in fd_kinds() if isinstance(kind, PairKind)}
+    ended = [(file, kinds[file.kind]) for file in files if file.kind in kinds]
+    ends: dict[tuple[str, object], list[int]] = {}
+    for file, kind in ended:
+        ends.setdefault((file.kind, kind.this_end(file)), []).append(file.id)
+    found: dict[int, tuple[int, ...] | None] = {}
+    for file, kind in ended:
+        other = kind.other_end(file)
+        found[file.id] = None if other is None else tuple(ends.get((file.kind, other), ()))
+    return found
 
 
 # ---- discovery ----
