@@ -1,0 +1,128 @@
+"""One row per blocking call of x86-64: what a freeze makes of it, and what tells how to continue it.
+
+Measured by freezing each of them (PTRACE_INTERRUPT, then detach) on Linux 6.18. A call that has no row restarts by itself
+(-512 and its kin) or never blocks. `python -m ckpt.syscalls.emit` turns the rows that matter to a decision into C, for in
+the frozen window no Python runs; decide.py explains the same decisions afterwards, and a test holds the two equal.
+
+1. A number has one row. Variants by an operation code (futex, fcntl) need none: they show -51x, which the kernel restarts.
+2. Everything a decision needs stands in registers: C reads no memory of the target to decide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from ckpt.syscalls.names import NUMBERS
+
+ERESTARTSYS = -512
+ERESTARTNOINTR = -513
+ERESTARTNOHAND = -514
+ERESTART_RESTARTBLOCK = -516
+EINTR = -4
+RESTART_CODES = (ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK)
+
+MSG_WAITALL = 0x100
+IORING_ENTER_EXT_ARG = 8
+NO_ARG = 7  #: "none" where an argument's position stands
+
+
+class Timeout(IntEnum):
+    """How a call is told when to give up."""
+
+    NONE = 0  #: never
+    MS = 1  #: an int of milliseconds; negative: never
+    TIMESPEC = 2  #: a pointer to a relative struct timespec; NULL: never
+    TIMESPEC_ABS = 3  #: a pointer to an instant; NULL: never
+    TIMEVAL = 4  #: a pointer to a relative struct timeval; NULL: never
+    SOCKOPT = 5  #: SO_RCVTIMEO or SO_SNDTIMEO; -4 is shown only where one is set
+    EXT_ARG = 6  #: io_uring_enter: in a struct, if the flags argument (3) has IORING_ENTER_EXT_ARG
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    name: str
+    shown: tuple[int, ...]  #: rax at the stop, of those that a freeze can cause
+    timeout: Timeout = Timeout.NONE
+    timeout_arg: int = NO_ARG
+    eintr: bool = False  #: shows -4 where the kernel would not restart it: rax = -514 lets it decide about signals
+    full: bool = False  #: a restart by the kernel begins the whole timeout again
+    wanted_arg: int = NO_ARG  #: holds the count asked for; a smaller result that is not 0 is a short count
+    flags_arg: int = NO_ARG  #: holds MSG_*: short only counts where MSG_WAITALL is set
+
+    @property
+    def nr(self) -> int:
+        return NUMBERS[self.name]
+
+    @property
+    def partial(self) -> bool:
+        return self.wanted_arg != NO_ARG
+
+    @property
+    def decides(self) -> bool:
+        """Whether the C table needs the row."""
+        return self.eintr or self.full or self.partial
+
+
+_SYS, _NOINTR, _NOHAND, _BLOCK = RESTART_CODES
+_T = Timeout
+
+ROWS: tuple[Row, ...] = (
+    # sleeps and waits for signals
+    Row("nanosleep", (_BLOCK,), _T.TIMESPEC, 0),
+    Row("clock_nanosleep", (_BLOCK, _NOHAND), _T.TIMESPEC, 2),
+    Row("pause", (_NOHAND,)),
+    Row("rt_sigsuspend", (_NOHAND,)),
+    Row("rt_sigtimedwait", (EINTR,), _T.TIMESPEC, 2, eintr=True),
+    # readiness
+    Row("poll", (_BLOCK,), _T.MS, 2),
+    Row("ppoll", (_NOHAND, EINTR), _T.TIMESPEC, 2, eintr=True),  # -4: the timespec cannot be written back
+    Row("select", (_NOHAND, EINTR), _T.TIMEVAL, 4, eintr=True),
+    Row("pselect6", (_NOHAND, EINTR), _T.TIMESPEC, 4, eintr=True),
+    Row("epoll_wait", (EINTR,), _T.MS, 3, eintr=True),
+    Row("epoll_pwait", (EINTR,), _T.MS, 3, eintr=True),
+    Row("epoll_pwait2", (EINTR,), _T.TIMESPEC, 3, eintr=True),
+    # futexes: WAIT -512 or -516, LOCK_PI and WAIT_REQUEUE_PI -513
+    Row("futex", (_SYS, _NOINTR, _BLOCK), _T.TIMESPEC, 3),
+    Row("futex_waitv", (_SYS,), _T.TIMESPEC_ABS, 3),
+    Row("futex_wait", (_SYS,), _T.TIMESPEC_ABS, 4),
+    # reads, and writes that may have done a part
+    Row("read", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
+    Row("readv", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
+    Row("write", (_SYS, EINTR), _T.SOCKOPT, eintr=True, wanted_arg=2),
+    Row("writev", (_SYS, EINTR), _T.SOCKOPT, eintr=True),  # what it wanted stands in memory
+    Row("splice", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
+    Row("tee", (_SYS,)),
+    Row("vmsplice", (_SYS,)),
+    Row("sendfile", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
+    # sockets
+    Row("accept", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
+    Row("accept4", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
+    Row("connect", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
+    Row("recvfrom", (_SYS, EINTR), _T.SOCKOPT, eintr=True, wanted_arg=2, flags_arg=3),
+    Row("recvmsg", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
+    Row("recvmmsg", (_SYS, EINTR), _T.SOCKOPT, eintr=True, wanted_arg=2),
+    Row("sendto", (_SYS, EINTR), _T.SOCKOPT, eintr=True, wanted_arg=2),
+    Row("sendmsg", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
+    Row("sendmmsg", (_SYS, EINTR), _T.SOCKOPT, eintr=True, wanted_arg=2),
+    # System V and POSIX queues
+    Row("semop", (EINTR,), eintr=True),
+    Row("semtimedop", (EINTR,), _T.TIMESPEC, 3, eintr=True),
+    Row("msgrcv", (_NOHAND,)),
+    Row("msgsnd", (_NOHAND,)),
+    Row("mq_timedsend", (_SYS,), _T.TIMESPEC_ABS, 4),
+    Row("mq_timedreceive", (_SYS,), _T.TIMESPEC_ABS, 4),
+    # asynchronous i/o
+    Row("io_getevents", (EINTR,), _T.TIMESPEC, 4, eintr=True, wanted_arg=1),
+    Row("io_pgetevents", (_NOHAND,), _T.TIMESPEC, 4, full=True, wanted_arg=1),
+    Row("io_uring_enter", (EINTR,), _T.EXT_ARG, eintr=True),
+    # children, locks, opening a FIFO
+    Row("wait4", (_SYS,)),
+    Row("waitid", (_SYS,)),
+    Row("flock", (_SYS,)),
+    Row("fcntl", (_SYS,)),
+    Row("open", (_SYS,)),
+    Row("openat", (_SYS,)),
+)
+
+BY_NR: dict[int, Row] = {row.nr: row for row in ROWS}
