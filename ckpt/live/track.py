@@ -1,0 +1,122 @@
+"""Arming the trackers of a tree, and pre-copying what is dirty while it runs.
+
+What falls back, and how it is said: a memory whose tracker cannot be armed is read whole at every snapshot
+("compare"); the reason is kept as a warning. Page contents are the same either way, only slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckpt.errors import CkptError
+from ckpt.live import core
+from ckpt.live.runtime import TrackerSeat, start_ticks
+from ckpt.procfs import parse_status
+
+TRACKERS = {"uffd": core.UFFD, "softdirty": core.SOFT_DIRTY, "compare": core.COMPARE}
+SINK_PAGES_MIN, SINK_PAGES_MAX = 256, 8192  #: 1 MiB to 32 MiB: fresh memory costs 3-5 us a page here
+ROUNDS_MAX = 4
+CONVERGED = 256  #: pages: copying so many while frozen takes less than 0.4 ms
+
+
+@dataclass(frozen=True, slots=True)
+class Armed:
+    tracks: tuple[core.Track, ...]  #: one per memory
+    tracker: str  #: the weakest that is in use: "uffd", "softdirty" or "compare"
+    exact: bool  #: nothing was lost since the last snapshot's thaw: the dirty state speaks for every memory
+    seats: tuple[TrackerSeat, ...]
+    warnings: tuple[str, ...]
+
+
+def may_inject(pid: int) -> bool:
+    """A task under a seccomp filter is left alone: a call that the filter forbids would end it."""
+    return parse_status(Path(f"/proc/{pid}/status").read_bytes()).seccomp == 0
+
+
+def arm(tree: core.Tree, wanted: str, seats: Sequence[TrackerSeat]) -> Armed:
+    """Arms every memory of the tree; `seats` is where an earlier ckpt left its descriptors."""
+    known = {(seat.pid, seat.start_ticks): seat for seat in seats}
+    tracks: list[core.Track] = []
+    fresh_seats: list[TrackerSeat] = []
+    warnings: list[str] = []
+    owners = {thread.mm: thread.pid for thread in reversed(tree.threads())}
+    for _mm, pid in sorted(owners.items()):
+        track, warning = _arm_one(tree, pid, wanted, known.get((pid, start_ticks(pid))))
+        tracks.append(track)
+        if track.remote_fd >= 0:
+            fresh_seats.append(TrackerSeat(pid, start_ticks(pid), track.remote_fd, track.remote_ino))
+        if warning:
+            warnings.append(warning)
+    names = {number: name for name, number in TRACKERS.items()}
+    weakest = "compare" if any(t.tracker == core.COMPARE for t in tracks) else names[tracks[0].tracker]
+    exact = all(not track.fresh for track in tracks)
+    return Armed(tuple(tracks), weakest, exact, tuple(fresh_seats), tuple(warnings))
+
+
+def _arm_one(tree: core.Tree, pid: int, wanted: str, seat: TrackerSeat | None) -> tuple[core.Track, str]:
+    if wanted in ("compare", "softdirty"):
+        return core.Track(pid, TRACKERS[wanted], -1, 0, fresh=True), ""
+    if not may_inject(pid):
+        if wanted == "uffd":
+            raise CkptError(f"task {pid}: has a seccomp filter, so nothing is injected: use --tracker auto or compare")
+        return core.Track(pid, core.COMPARE, -1, 0, fresh=True), f"task {pid}: has a seccomp filter: every page is read and compared"
+    try:
+        return tree.arm(pid, seat.fd if seat else -1, seat.ino if seat else 0), ""
+    except CkptError as error:
+        if wanted == "uffd" or not Path(f"/proc/{pid}").exists():
+            raise
+        return core.Track(pid, core.COMPARE, -1, 0, fresh=True), f"task {pid}: no tracking ({error}): every page is read and compared"
+
+
+def sink_pages(expected: int) -> int:
+    return max(SINK_PAGES_MIN, min(SINK_PAGES_MAX, expected + expected // 4 + 64))
+
+
+#: (track, sink) -> None: what takes a filled sink's pages away
+Consumer = Callable[[core.Track, core.Sink], None]
+
+
+class Precopy:
+    """Rounds of pre-copy with two sinks: while one is stored by a thread of its own, the other is filled."""
+
+    def __init__(self, tree: core.Tree, sinks: tuple[core.Sink, core.Sink], consume: Consumer) -> None:
+        self.tree, self.sinks, self.consume = tree, sinks, consume
+        self.written = 0
+        self.rounds = 0
+
+    def run(self, tracks: Sequence[core.Track], rounds: int | None, expected: int) -> None:
+        """`rounds` None: as many as pay, up to ROUNDS_MAX; `expected`: pages that are dirty now."""
+        last = expected
+        with ThreadPoolExecutor(1) as pool:
+            while self.rounds < (ROUNDS_MAX if rounds is None else rounds):
+                if rounds is None and last <= CONVERGED:
+                    break
+                before = last
+                last = sum(self._round(track, pool) for track in tracks)
+                self.written += last
+                self.rounds += 1
+                # What one round copied is what was written during the round before it; no gain, no more rounds.
+                if rounds is None and self.rounds > 1 and last > before * 3 // 4:
+                    break
+
+    def _round(self, track: core.Track, pool: ThreadPoolExecutor) -> int:
+        if track.tracker == core.COMPARE:
+            return 0
+        cursor, written, turn = 0, 0, 0
+        waiting: list[Future[None] | None] = [None, None]
+        while cursor != core.CURSOR_END:
+            sink, busy = self.sinks[turn], waiting[turn]
+            if busy is not None:
+                busy.result()
+            sink.reset()
+            cursor, result = self.tree.precopy(track, sink, cursor)
+            written += result.written
+            waiting[turn] = pool.submit(self.consume, track, sink)
+            turn ^= 1
+        for busy in waiting:
+            if busy is not None:
+                busy.result()
+        return written

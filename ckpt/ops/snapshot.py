@@ -1,0 +1,252 @@
+"""A snapshot, from the pre-flight to the published generation.
+
+    pre-flight -> arm -> (record: consumed) -> pre-copy while the target runs -> freeze, raw bytes, scan, copy, thaw
+    -> parse -> store -> publish -> (record: generation N)
+
+Whatever fails, the target runs on. What fails before the publication leaves no generation; the record then says
+"consumed", so the next snapshot reads everything.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ckpt.errors import CkptError
+from ckpt.history.open import Generation, History, Mode, open_store
+from ckpt.history.recording import Meta, Recording
+from ckpt.live import core, runtime, track
+from ckpt.live.capture import Capture
+from ckpt.live.pages import batches, layout
+from ckpt.live.preflight import preflight
+from ckpt.live.spaces import Spaces
+from ckpt.model import PidRef, Snapshot
+from ckpt.ops.paranoid import compare_pages
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    pid: int
+    store: Path | None = None
+    mode: str = "auto"  #: "auto" | "incremental" | "full"
+    tracker: str = "auto"  #: "auto" | "uffd" | "softdirty" | "compare"
+    precopy: int | None = None  #: rounds; None = as many as pay
+    tag: str | None = None
+    kill: bool = False
+    paranoid: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    generation: Generation
+    snapshot: Snapshot
+    warnings: tuple[str, ...]
+    paranoid: Mapping[str, int] | None
+
+    def json(self) -> dict[str, Any]:
+        made = self.generation
+        answer: dict[str, Any] = {
+            "generation": made.number,
+            "parent": made.parent,
+            "lineage": made.lineage,
+            "incarnation": made.incarnation,
+            "kind": made.kind,
+            "tracker": made.tracker,
+            "pid": made.pid,
+            "command": made.command,
+            "stop_us": made.stop_ns // 1000,
+            "total_ms": round(made.total_ns / 1e6, 3),
+            "pages": dict(made.pages),
+            "bytes_stored": made.bytes_stored,
+            "phases": {name: ns // 1000 for name, ns in made.phases.items()},
+            "warnings": list(self.warnings),
+        }
+        if self.paranoid is not None:
+            answer["paranoid"] = dict(self.paranoid)
+        return answer
+
+
+class Clock:
+    """Phase times: `lap(name)` books what has passed since the last lap."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.monotonic_ns()
+        self.phases: dict[str, int] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic_ns()
+        self.phases[name] = self.phases.get(name, 0) + now - self.last
+        self.last = now
+        core.mark(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """What this memory descends from, and whether the dirty state since then is known."""
+
+    lineage: str
+    parent: int | None
+    exact: bool  #: pages that are not dirty are those of `parent`
+    seats: tuple[runtime.TrackerSeat, ...]
+
+
+def snapshot(request: Request, progress: Callable[[str], None] = lambda _text: None) -> Result:
+    """Takes one snapshot. Raises RefusedError (3), PermissionDeniedError (4), NotFoundError (6), DamagedError (5), CkptError (1)."""
+    clock = Clock()
+    ref = PidRef(request.pid, runtime.start_ticks(request.pid))
+    with ExitStack() as stack:
+        tree = stack.enter_context(core.Tree(ref.pid, ref.start_ticks))
+        warnings = preflight(tree)
+        stack.enter_context(runtime.target_lock(ref))
+        clock.lap("preflight")
+        history = stack.enter_context(open_store(request.store, Mode.CREATE))
+        return _Run(request, ref, tree, history, clock, progress).run(warnings)
+
+
+class _Run:
+    """One snapshot's steps, in order; only here so that they need not hand ten things to each other."""
+
+    def __init__(
+        self, request: Request, ref: PidRef, tree: core.Tree, history: History, clock: Clock, progress: Callable[[str], None]
+    ) -> None:
+        self.request, self.ref, self.tree, self.history, self.clock, self.progress = request, ref, tree, history, clock, progress
+        self.incarnation = runtime.incarnation(ref)
+        self.baseline = find_baseline(history, ref, self.incarnation)
+
+    def run(self, warnings: tuple[str, ...]) -> Result:
+        armed = track.arm(self.tree, self.request.tracker, self.baseline.seats)
+        self.clock.lap("armed")
+        incremental = self.baseline.exact and armed.exact and self.request.mode != "full"
+        if self.request.mode == "incremental" and not incremental:
+            warnings = (*warnings, "no baseline stands for this process in this store: everything was read")
+        record = runtime.Record(self.incarnation, self.baseline.lineage, seats=armed.seats)
+        runtime.save(self.ref, record)
+        self.clock.lap("consumed")
+        with self.history.begin(self.baseline.parent) as recording:
+            generation, found, verdict = self._record(recording, armed, incremental)
+        runtime.save(self.ref, replace(record, store=self.history.uuid, generation=generation.number))
+        self.clock.lap("recorded")
+        if self.request.tag:
+            self.history.tag(self.request.tag, generation.number)
+        return Result(generation, found, (*warnings, *armed.warnings), verdict)
+
+    def _record(self, recording: Recording, armed: track.Armed, incremental: bool) -> tuple[Generation, Snapshot, dict[str, int] | None]:
+        parent = self.history.load(self.baseline.parent)[1] if self.baseline.parent is not None else None
+        spaces = Spaces(self.tree.threads(), parent)
+        with ExitStack() as stack:
+            if self.request.kill:
+                self.tree.freeze()  # stays frozen to the end, so that nothing happens after the captured instant
+            precopied, sink = self._precopy(stack, recording, spaces, armed, incremental)
+            capture = Capture(self.tree, armed.tracks, paranoid=self.request.paranoid)
+            self.clock.lap("prepared")
+            timing = capture.run(sink)
+            self.clock.lap("captured")
+            self.progress("storing")
+            found = capture.parse(sink, spaces)
+            self.clock.lap("parsed")
+            frozen = self._store(recording, sink, spaces)
+            self.clock.lap("stored")
+            meta = self._meta(found, timing, armed, incremental, precopied + frozen)
+            generation = recording.commit(found, meta)
+            self.clock.lap("published")
+            verdict = self._verdict(generation, sink, spaces) if self.request.paranoid else None
+            if self.request.kill:
+                for task in found.tasks:
+                    self.tree.signal(task.pid, signal.SIGKILL)
+        return generation, found, verdict
+
+    def _precopy(
+        self, stack: ExitStack, recording: Recording, spaces: Spaces, armed: track.Armed, incremental: bool
+    ) -> tuple[int, core.Sink]:
+        """Streams what is dirty to the store while the target runs. Returns the pages read and the sink for the freeze."""
+        expected = 0
+        for one in armed.tracks:
+            if one.tracker != core.COMPARE:
+                count = self.tree.scan_count(one)
+                expected += count.written if incremental else count.resident
+        spill = str(self.history.path.parent)
+        size = track.sink_pages(expected)
+        sink = stack.enter_context(core.Sink(size, spill))
+        rounds = 0 if self.request.kill else self.request.precopy
+        if rounds == 0 or armed.tracker == "compare" or (rounds is None and expected <= track.CONVERGED):
+            return 0, sink
+        other = stack.enter_context(core.Sink(size, spill))
+
+        def consume(one: core.Track, full: core.Sink) -> None:
+            for part in full.spaces():
+                for runs, data in batches(full, part):
+                    recording.add(spaces.store(part.space), runs, data)
+
+        self.progress("copying while the target runs")
+        rounds_done = track.Precopy(self.tree, (sink, other), consume)
+        rounds_done.run(armed.tracks, rounds, expected)
+        sink.reset()
+        self.clock.lap("precopied")
+        return rounds_done.written, sink
+
+    def _store(self, recording: Recording, sink: core.Sink, spaces: Spaces) -> int:
+        pages = 0
+        for part in sink.spaces():
+            for runs, data in batches(sink, part):
+                recording.add(spaces.store(part.space), runs, data)
+            recording.finish(spaces.store(part.space), layout(part))
+            pages += part.data_pages
+        return pages
+
+    def _meta(self, found: Snapshot, timing: dict[str, int], armed: track.Armed, incremental: bool, dirty: int) -> Meta:
+        root = found.task(self.ref.pid)
+        phases = {**self.clock.phases, **{f"stop_{name}": ns for name, ns in timing.items() if name != "stop"}}
+        return Meta(
+            lineage=self.baseline.lineage,
+            incarnation=self.incarnation,
+            kind="incremental" if incremental else "full",
+            tracker=armed.tracker,
+            pid=self.ref.pid,
+            command=root.comm,
+            stop_ns=timing["stop"],
+            total_ns=time.monotonic_ns() - self.clock.start,
+            dirty=dirty,
+            phases=phases,
+        )
+
+    def _verdict(self, generation: Generation, sink: core.Sink, spaces: Spaces) -> dict[str, int]:
+        """--paranoid: what the generation gives back against what the same freeze read. Wrong pages end the generation."""
+        source = self.history.pages(generation.number)
+        verdict = compare_pages(source, sink, spaces)
+        if verdict.wrong:
+            self.history.remove(generation.number)
+            places = ", ".join(f"{space}:{page:#x}" for space, page in verdict.wrong[:5])
+            raise CkptError(
+                f"{len(verdict.wrong)} of {verdict.compared} pages differ from the living ones ({places}): nothing was kept; a bug of ckpt"
+            )
+        return {"compared": verdict.compared, "wrong": 0}
+
+
+def find_baseline(history: History, ref: PidRef, incarnation: str) -> Baseline:
+    """What an earlier snapshot left: exact only if its record matches this store, this very program and a generation that is there."""
+    record = runtime.load(ref)
+    there = {generation.number: generation for generation in history.generations()}
+    if record is not None and record.store == history.uuid and record.generation in there:
+        exact = record.incarnation == incarnation
+        return Baseline(record.lineage, record.generation, exact, record.seats)
+    own = [g for g in there.values() if runtime.same_process(g.incarnation, incarnation)]
+    if record is not None:
+        mine = [g.number for g in there.values() if g.lineage == record.lineage]
+        parent = max((g.number for g in own), default=max(mine, default=None))
+        return Baseline(record.lineage, parent, False, record.seats)
+    if own:
+        last = max(own, key=lambda g: g.number)
+        return Baseline(last.lineage, last.number, False, ())
+    return Baseline(uuid.uuid4().hex[:12], None, False, ())
+
+
+def store_of_environment() -> Path | None:
+    named = os.environ.get("CKPT_STORE")
+    return Path(named) if named else None
