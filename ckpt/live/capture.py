@@ -1,0 +1,183 @@
+"""One capture: the options that C is given before the freeze, and the parse of what it brought back after the thaw.
+
+Between freeze and thaw nothing of Python runs. A resource that appeared after the pre-flight is found by the parse:
+RefusedError names it, and the caller commits nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ckpt.errors import RefusedError
+from ckpt.kinds.base import Answer, RawDescriptor, RawTask, Unsupported
+from ckpt.kinds.table import table
+from ckpt.live import core, records
+from ckpt.live.doctor import machine
+from ckpt.live.preflight import recognise, refusal
+from ckpt.live.records import RawCapture, RawFd, RawProcess, RawThread
+from ckpt.live.spaces import Spaces
+from ckpt.model import (
+    Action,
+    Descriptor,
+    Mapping,
+    OpenFile,
+    PidRef,
+    RetvalDecision,
+    SharedObject,
+    Snapshot,
+    State,
+    SyscallState,
+    Task,
+    Thread,
+)
+from ckpt.procfs import parse_fdinfo, parse_maps, parse_stat
+from ckpt.syscalls.decide import explain
+
+O_CLOEXEC = 0o2000000
+USER_REGS = ("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi", "orig_rax", "rip")
+ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
+ACTIONS = (Action.KEEP, Action.RESTART, Action.REBUILD, Action.LINGER)
+
+
+class Capture:
+    """Built before the freeze, run once, parsed after the thaw."""
+
+    def __init__(
+        self, tree: core.Tree, tracks: Sequence[core.Track], *, paranoid: bool = False, no_inject: bool = False, scan_threads: int = 2
+    ) -> None:
+        self.tree, self.table = tree, table()
+        self.options = core.CaptureOptions(
+            proc_files=self.table.process_files,
+            thread_files=self.table.thread_files,
+            wants=[
+                core.WantRow(row.format, row.prefix, int(row.work), [(o.level, o.name, o.size) for o in row.options])
+                for row in self.table.wants
+            ],
+            questions=[
+                core.QuestionRow(q.question.nr, q.question.args, q.question.answer_arg, q.question.answer_size, q.kind.per_thread)
+                for q in self.table.questions
+            ],
+            tracks=tracks,
+            paranoid=paranoid,
+            no_inject=no_inject,
+            scan_threads=scan_threads,
+        )
+        self.taken_at = 0
+
+    def run(self, sink: core.Sink) -> dict[str, int]:
+        """Freeze to thaw. Nanoseconds by phase."""
+        self.taken_at = time.time_ns()
+        return self.tree.capture(self.options, sink)
+
+    def parse(self, sink: core.Sink, spaces: Spaces) -> Snapshot:
+        raw = records.decode(sink.records(), self.table.process_files, self.table.thread_files)
+        spaces.learn([core.ThreadId(t.pid, t.tid, t.start_ticks, t.mm) for t in raw.threads.values()])
+        spaces.learn_objects(raw.objects)
+        return Parser(raw, spaces).snapshot(self.tree.pid, self.taken_at)
+
+
+class Parser:
+    def __init__(self, raw: RawCapture, spaces: Spaces) -> None:
+        self.raw, self.spaces, self.table = raw, spaces, table()
+        self.files: dict[int, OpenFile] = {}
+
+    def snapshot(self, root: int, taken_at: int) -> Snapshot:
+        tasks = tuple(self._task(process) for process in self.raw.processes.values())
+        objects = tuple(SharedObject(self.spaces.store(o.space), o.dev, o.ino, o.size) for o in self.raw.objects)
+        start = self.raw.threads[root].start_ticks
+        files = tuple(sorted(self.files.values(), key=lambda file: file.id))
+        return Snapshot(PidRef(root, start), tasks, files, objects, machine(), taken_at)
+
+    def _task(self, process: RawProcess) -> Task:
+        stat = parse_stat(process.files["stat"])
+        threads = sorted((t for t in self.raw.threads.values() if t.pid == process.pid), key=lambda t: (t.tid != t.pid, t.tid))
+        return Task(
+            pid=process.pid,
+            start_ticks=stat.start_ticks,
+            ppid=stat.ppid,
+            pgid=stat.pgid,
+            sid=stat.sid,
+            comm=stat.comm,
+            mm=self.spaces.store(threads[0].mm),
+            threads=tuple(self._thread(thread) for thread in threads),
+            mappings=tuple(_with_identity(process.pid, mapping) for mapping in parse_maps(process.files["maps"])),
+            descriptors=self._descriptors(process, stat.comm),
+            pending=tuple(process.pending),
+            attributes=self._attributes(process),
+        )
+
+    def _attributes(self, process: RawProcess) -> dict[str, State]:
+        raw = (process.pid, process.pid, process.files, process.answers, process.limits, {})
+        return {kind.name: kind.parse(self._raw_task(kind, *raw)) for kind in self.table.task_kinds if not kind.per_thread}
+
+    def _raw_task(
+        self,
+        kind: object,
+        pid: int,
+        tid: int,
+        files: dict[str, bytes],
+        answers: dict[int, Answer],
+        limits: tuple[tuple[int, int], ...],
+        extra: dict[str, bytes],
+    ) -> RawTask:
+        return RawTask(pid, tid, files, self.table.answers(kind, answers), limits, extra)  # type: ignore[arg-type]
+
+    def _thread(self, thread: RawThread) -> Thread:
+        words = [int.from_bytes(thread.regs[n : n + 8], "little") for n in range(0, len(thread.regs), 8)]
+        regs = dict(zip(USER_REGS, words, strict=False))
+        nr, shown, value, action, disturbed = thread.decision
+        state = SyscallState(
+            phase="user" if nr < 0 else "call",
+            nr=nr,
+            args=tuple(regs[name] for name in ARGUMENTS),
+            raw_retval=shown,
+            remaining_ns=None,
+            evidence={},
+        )
+        raw = (thread.pid, thread.tid, thread.files, thread.answers, (), thread.extra)
+        attributes = {kind.name: kind.parse(self._raw_task(kind, *raw)) for kind in self.table.task_kinds if kind.per_thread}
+        decision = RetvalDecision(ACTIONS[action], value, explain(state), bool(disturbed))
+        return Thread(
+            thread.tid, thread.start_ticks, thread.regs, thread.xstate, thread.sigmask, tuple(thread.pending), state, decision, attributes
+        )
+
+    def _descriptors(self, process: RawProcess, comm: str) -> tuple[Descriptor, ...]:
+        found = []
+        for fd, raw in sorted(process.fds.items()):
+            cloexec = bool(parse_fdinfo(raw.fdinfo).flags & O_CLOEXEC)
+            found.append(Descriptor(fd, cloexec, self._open_file(raw, comm)))
+        return tuple(found)
+
+    def _open_file(self, fd: RawFd, comm: str) -> int:
+        dev, ino, rdev, size, nlink, mode, identity, _duplicate, _pad = fd.head
+        if identity in self.files:
+            return identity
+        raw = RawDescriptor(fd.pid, fd.fd, dev, ino, rdev, size, nlink, mode, identity, fd.link, fd.fdinfo, fd.work, fd.options)
+        kind = recognise(raw)
+        try:
+            if kind is None:
+                raise Unsupported(f"{fd.link}: not supported")
+            self.files[identity] = kind.parse(raw)
+        except Unsupported as reason:
+            raise RefusedError(refusal(fd.fd, fd.pid, comm, str(reason))) from None
+        return identity
+
+
+def _with_identity(pid: int, mapping: Mapping) -> Mapping:
+    """A file mapping learns size and time of its file, so that a later rollback can tell that the file has changed."""
+    backing = mapping.backing
+    if backing.kind != "file" or backing.deleted:
+        return mapping
+    size, mtime = _file_identity(f"/proc/{pid}/root{backing.path}", backing.ino)
+    return replace(mapping, backing=replace(backing, size=size, mtime_ns=mtime)) if size >= 0 else mapping
+
+
+def _file_identity(path: str, ino: int) -> tuple[int, int]:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return -1, 0
+    return (stat.st_size, stat.st_mtime_ns) if stat.st_ino == ino else (-1, 0)

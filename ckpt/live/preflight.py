@@ -1,0 +1,160 @@
+"""May this tree be captured, and would every resource of it survive? Looked at from outside while it runs; nothing is touched.
+
+Each finding is one line that names the resource: `fd 7 of task 4121 (worker): io_uring: not supported`. What appears
+between this look and the freeze is found by the parse of the capture, with the same words.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckpt.errors import NotFoundError, PermissionDeniedError, RefusedError
+from ckpt.kinds.base import FdKind, RawDescriptor, Unsupported
+from ckpt.kinds.table import table
+from ckpt.live.core import Tree
+from ckpt.model import Mapping
+from ckpt.procfs import Stat, Status, parse_maps, parse_stat, parse_status
+
+PF_KTHREAD = 0x200000
+ELF_32 = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    pid: int
+    refuses: bool  #: False: a warning, the snapshot is taken all the same
+    text: str
+
+
+def preflight(tree: Tree) -> tuple[str, ...]:
+    """Warnings; raises the first refusal: RefusedError (3), PermissionDeniedError (4), NotFoundError (6)."""
+    problems = list(examine(tree))
+    refusals = [problem.text for problem in problems if problem.refuses]
+    if refusals:
+        more = f" (and {len(refusals) - 1} more: ckpt check {tree.pid} lists them)" if len(refusals) > 1 else ""
+        raise RefusedError(refusals[0] + more)
+    return tuple(problem.text for problem in problems)
+
+
+def examine(tree: Tree) -> Iterator[Problem]:
+    """Every problem of every task of the tree."""
+    pids = sorted({thread.pid for thread in tree.threads()}, key=lambda pid: (pid != tree.pid, pid))
+    for pid in pids:
+        try:
+            yield from _task(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            if pid == tree.pid:
+                raise NotFoundError(f"task {pid}: has ended: give the pid of a living process") from None
+        except PermissionError:
+            raise PermissionDeniedError(f"task {pid}: belongs to another user or may not be traced: run as root") from None
+
+
+def _task(pid: int) -> Iterator[Problem]:
+    folder = Path(f"/proc/{pid}")
+    stat, status = parse_stat((folder / "stat").read_bytes()), parse_status((folder / "status").read_bytes())
+    whole = next(_whole(pid, stat, status), None)
+    if whole is not None:
+        yield Problem(pid, True, whole)
+        return
+    if status.seccomp:
+        yield Problem(pid, False, f"task {pid} ({stat.comm}): has a seccomp filter: nothing is injected, every page is read and compared")
+    for mapping in parse_maps((folder / "maps").read_bytes()):
+        reason = _mapping(mapping)
+        if reason:
+            yield Problem(pid, True, f"mapping {mapping.start:#x} of task {pid} ({stat.comm}): {reason}")
+    yield from _descriptors(pid, stat.comm)
+
+
+def _whole(pid: int, stat: Stat, status: Status) -> Iterator[str]:
+    """Why the task as a whole cannot be captured."""
+    name = f"task {pid} ({stat.comm})"
+    if stat.flags & PF_KTHREAD:
+        yield f"{name}: is a kernel thread: give the pid of a program"
+    elif stat.state in "ZX":
+        yield f"{name}: is a zombie, its memory is gone: its parent has to wait for it"
+    elif pid == os.getpid() or pid in _ancestors():
+        yield f"{name}: is ckpt itself or one of its parents: start ckpt from outside that tree"
+    elif status.tracer_pid:
+        yield f"{name}: is traced by {_tracer(status.tracer_pid)}: end that first"
+    elif _elf_class(pid) == ELF_32:
+        yield f"{name}: is a 32-bit program: not supported"
+    elif status.seccomp == 1:
+        yield f"{name}: is in strict seccomp mode: not supported"
+
+
+def _ancestors() -> set[int]:
+    pids: set[int] = set()
+    pid = os.getppid()
+    while pid > 0 and pid not in pids:
+        pids.add(pid)
+        try:
+            pid = parse_stat(Path(f"/proc/{pid}/stat").read_bytes()).ppid
+        except (FileNotFoundError, ProcessLookupError):
+            break
+    return pids
+
+
+def _tracer(pid: int) -> str:
+    try:
+        return f"{pid} ({Path(f'/proc/{pid}/comm').read_text().strip()})"
+    except OSError:
+        return str(pid)
+
+
+def _elf_class(pid: int) -> int:
+    descriptor = os.open(f"/proc/{pid}/exe", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(descriptor, 5, 0)[4]
+    finally:
+        os.close(descriptor)
+
+
+def _mapping(mapping: Mapping) -> str | None:
+    path = mapping.backing.path or mapping.name
+    if path.startswith("/[aio]"):
+        return "asynchronous I/O context: not supported"
+    if path.startswith("anon_inode:"):
+        return f"{path.removeprefix('anon_inode:').strip('[]')}: not supported"
+    if path.startswith("/secretmem"):
+        return "memfd_secret: not supported"
+    if path.startswith(("/dev/", "socket:")) and not path.startswith(("/dev/zero", "/dev/shm/", "/dev/null")):
+        return f"device memory of {path}: not supported"
+    return None
+
+
+def _descriptors(pid: int, comm: str) -> Iterator[Problem]:
+    for fd in sorted(int(name) for name in os.listdir(f"/proc/{pid}/fd")):
+        raw = _look(pid, fd)
+        if raw is None:
+            continue
+        kind = recognise(raw)
+        try:
+            if kind is None:
+                raise Unsupported(f"{raw.link}: not supported")
+            check = getattr(kind, "check", None)
+            if check is not None:
+                check(raw)
+        except Unsupported as reason:
+            yield Problem(pid, True, refusal(fd, pid, comm, str(reason)))
+
+
+def refusal(fd: int, pid: int, comm: str, reason: str) -> str:
+    return f"fd {fd} of task {pid} ({comm}): {reason}"
+
+
+def recognise(raw: RawDescriptor) -> FdKind | None:
+    return next((kind for kind in table().fd_kinds if kind.recognises(raw)), None)
+
+
+def _look(pid: int, fd: int) -> RawDescriptor | None:
+    """What can be seen of a descriptor without touching anything; None if it was closed meanwhile."""
+    try:
+        link = os.readlink(f"/proc/{pid}/fd/{fd}")
+        stat = os.stat(f"/proc/{pid}/fd/{fd}")
+        fdinfo = Path(f"/proc/{pid}/fdinfo/{fd}").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return RawDescriptor(pid, fd, stat.st_dev, stat.st_ino, stat.st_rdev, stat.st_size, stat.st_nlink, stat.st_mode, 0, link, fdinfo)
