@@ -25,7 +25,6 @@ from ckpt.syscalls.table import (
     EINTR,
     ERESTARTNOHAND,
     IORING_ENTER_EXT_ARG,
-    MSG_WAITALL,
     NO_ARG,
     RESTART_CODES,
     Row,
@@ -64,14 +63,15 @@ def finite(row: Row, args: Sequence[int]) -> bool:
         case Timeout.SOCKOPT:
             return True
         case Timeout.EXT_ARG:
-            return bool(args[3] & IORING_ENTER_EXT_ARG)
+            return bool(args[row.timeout_arg] & IORING_ENTER_EXT_ARG)
 
 
 def short(row: Row, args: Sequence[int], count: int) -> bool:
     """Whether `count` is less than what the call would have gone on for."""
-    if not row.partial or count <= 0 or count >= _signed(args[row.wanted_arg], 64):
+    flags = args[row.flags_arg] if row.flags_arg != NO_ARG else 0
+    if not row.partial or count <= 0 or flags & row.flags_need != row.flags_need or flags & row.flags_veto:
         return False
-    return row.flags_arg == NO_ARG or bool(args[row.flags_arg] & MSG_WAITALL)
+    return row.wanted_arg == NO_ARG or count < args[row.wanted_arg]
 
 
 def decide(regs: Sequence[int], deliverable: bool) -> RetvalDecision:
@@ -83,30 +83,28 @@ def decide(regs: Sequence[int], deliverable: bool) -> RetvalDecision:
         return RetvalDecision(Action.KEEP, shown, "not at the end of a call: a handler has been entered")
     row, args = BY_NR.get(nr), arguments(regs)
     if shown in RESTART_CODES:
-        return _restarted_by_kernel(nr, shown, row, args, deliverable)
+        return _restarted_by_kernel(nr, shown, row, args)
     if shown == EINTR and row is not None and row.eintr:
-        return _interrupted(nr, row, args, deliverable)
+        return _interrupted(nr, row, args)
     if shown == EINTR:
         return RetvalDecision(Action.KEEP, shown, f"{name(nr)} was interrupted by a signal of its own")
     if row is not None and short(row, args, shown):
         if deliverable:
             return RetvalDecision(Action.KEEP, shown, f"{name(nr)} was cut short by a signal of its own")
-        reason = f"{name(nr)} had done {shown} of {_signed(args[row.wanted_arg], 64)}: the caller sees a short count"
+        wanted = f" of {args[row.wanted_arg]}" if row.wanted_arg != NO_ARG else ""
+        reason = f"{name(nr)} had done {shown}{wanted}: the caller sees a short count"
         return RetvalDecision(Action.KEEP, shown, reason, disturbed=True)
     return RetvalDecision(Action.KEEP, shown, f"{name(nr)} had its result")
 
 
-def _restarted_by_kernel(nr: int, shown: int, row: Row | None, args: Sequence[int], deliverable: bool) -> RetvalDecision:
-    if row is not None and row.full and finite(row, args) and not deliverable:
+def _restarted_by_kernel(nr: int, shown: int, row: Row | None, args: Sequence[int]) -> RetvalDecision:
+    if shown == ERESTARTNOHAND and row is not None and row.full and finite(row, args):
         reason = f"the kernel restarts {name(nr)} with its whole timeout: it may end late by the time already waited"
         return RetvalDecision(Action.RESTART, shown, reason, disturbed=True)
     return RetvalDecision(Action.RESTART, shown, f"the kernel restarts {name(nr)}")
 
 
-def _interrupted(nr: int, row: Row, args: Sequence[int], deliverable: bool) -> RetvalDecision:
-    if deliverable:
-        reason = f"a handler is pending: the kernel ends {name(nr)} with EINTR if it runs"
-        return RetvalDecision(Action.RESTART, ERESTARTNOHAND, reason)
+def _interrupted(nr: int, row: Row, args: Sequence[int]) -> RetvalDecision:
     if finite(row, args):
         reason = f"{name(nr)} restarts with its whole timeout: it may end late by the time already waited"
         return RetvalDecision(Action.RESTART, ERESTARTNOHAND, reason, disturbed=True)

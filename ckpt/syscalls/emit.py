@@ -4,46 +4,40 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ckpt.syscalls.table import IORING_ENTER_EXT_ARG, MSG_WAITALL, NO_ARG, ROWS, Row, Timeout
+from ckpt.syscalls.table import ROWS, Row, Timeout
 
 TARGET = Path(__file__).resolve().parents[2] / "native" / "src" / "restart_table.inc"
 
-_HEAD = """\
-/* restart_table.inc: made by `python -m ckpt.syscalls.emit` from ckpt/syscalls/table.py. Do not edit.
- *
- * The rows that a decision needs; what every field means stands in table.py, the rules in decide.py. Sorted by nr.
- */
-"""
-_STRUCT = """\
-enum restart_flag {
-    RESTART_EINTR = 1, /* -4 is the freeze's own: rax := -514 */
-    RESTART_FULL = 2,  /* restarted by the kernel with its whole timeout */
-};
-struct restart_row {
-    int16_t nr;
-    uint8_t flags;       /* enum restart_flag, or-ed */
-    uint8_t timeout;     /* enum restart_timeout */
-    uint8_t timeout_arg; /* 0..5; RESTART_NO_ARG = none */
-    uint8_t wanted_arg;  /* the count asked for; RESTART_NO_ARG = never short */
-    uint8_t flags_arg;   /* short only where this argument has RESTART_WAITALL; RESTART_NO_ARG = always */
-};
-"""
+_HEAD = "/* Made by `python -m ckpt.syscalls.emit` from ckpt/syscalls/table.py: do not edit. Sorted by nr; the fields: restart.h. */\n"
+#: native/src/restart.h, enum timeout_form: C only tells finite from infinite
+_FORMS = {
+    Timeout.NONE: "TIMEOUT_NONE",
+    Timeout.MS: "TIMEOUT_MS",
+    Timeout.TIMESPEC: "TIMEOUT_TIMESPEC",
+    Timeout.TIMESPEC_ABS: "TIMEOUT_NONE",  # an instant stays where it is, however often the call restarts
+    Timeout.TIMEVAL: "TIMEOUT_TIMESPEC",
+    Timeout.SOCKOPT: "TIMEOUT_SOCKET",
+    Timeout.EXT_ARG: "TIMEOUT_EXT_ARG",
+}
 
 
 def _row(row: Row) -> str:
-    flags = " | ".join(name for name, on in (("RESTART_EINTR", row.eintr), ("RESTART_FULL", row.full)) if on) or "0"
-    numbers = f"{row.timeout_arg}, {row.wanted_arg}, {row.flags_arg}"
-    return f"    {{ {row.nr}, {flags}, RESTART_T_{row.timeout.name}, {numbers} }}, /* {row.name} */\n"
+    families = (("FAMILY_EINTR", row.eintr), ("FAMILY_PARTIAL", row.partial), ("FAMILY_FULL", row.full))
+    fields = {
+        "nr": row.nr,
+        "family": " | ".join(name for name, holds in families if holds),
+        "timeout_arg": row.timeout_arg,
+        "timeout_form": _FORMS[row.timeout],
+        "wanted_arg": row.wanted_arg,
+        "flags_arg": row.flags_arg,
+        "flags_need": hex(row.flags_need),
+        "flags_veto": hex(row.flags_veto),
+    }
+    return "{ " + ", ".join(f".{name} = {text}" for name, text in fields.items()) + f" }}, /* {row.name} */\n"
 
 
 def text() -> str:
-    timeouts = "".join(f"    RESTART_T_{form.name} = {form.value},\n" for form in Timeout)
-    constants = f"    RESTART_NO_ARG = {NO_ARG},\n    RESTART_WAITALL = {MSG_WAITALL:#x},\n    RESTART_EXT_ARG = {IORING_ENTER_EXT_ARG},\n"
-    rows = "".join(_row(row) for row in sorted(ROWS, key=lambda row: row.nr) if row.decides)
-    return (
-        f"{_HEAD}enum restart_timeout {{\n{timeouts}}};\nenum {{\n{constants}}};\n{_STRUCT}"
-        f"static const struct restart_row restart_rows[] = {{\n{rows}}};\n"
-    )
+    return _HEAD + "".join(_row(row) for row in sorted(ROWS, key=lambda row: row.nr) if row.decides)
 
 
 if __name__ == "__main__":

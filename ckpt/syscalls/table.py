@@ -22,7 +22,10 @@ ERESTART_RESTARTBLOCK = -516
 EINTR = -4
 RESTART_CODES = (ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK)
 
+MSG_DONTWAIT = 0x40
 MSG_WAITALL = 0x100
+MSG_WAITFORONE = 0x10000
+IORING_ENTER_GETEVENTS = 1
 IORING_ENTER_EXT_ARG = 8
 NO_ARG = 7  #: "none" where an argument's position stands
 
@@ -36,7 +39,7 @@ class Timeout(IntEnum):
     TIMESPEC_ABS = 3  #: a pointer to an instant; NULL: never
     TIMEVAL = 4  #: a pointer to a relative struct timeval; NULL: never
     SOCKOPT = 5  #: SO_RCVTIMEO or SO_SNDTIMEO; -4 is shown only where one is set
-    EXT_ARG = 6  #: io_uring_enter: in a struct, if the flags argument (3) has IORING_ENTER_EXT_ARG
+    EXT_ARG = 6  #: io_uring_enter: in a struct, if the flags (timeout_arg) have IORING_ENTER_EXT_ARG
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +50,15 @@ class Row:
     timeout_arg: int = NO_ARG
     eintr: bool = False  #: shows -4 where the kernel would not restart it: rax = -514 lets it decide about signals
     full: bool = False  #: a restart by the kernel begins the whole timeout again
-    wanted_arg: int = NO_ARG  #: holds the count asked for; a smaller result that is not 0 is a short count
-    flags_arg: int = NO_ARG  #: holds MSG_*: short only counts where MSG_WAITALL is set
+    partial: bool = False  #: a result above 0 may be a part of what was wanted, under the conditions that follow
+    wanted_arg: int = NO_ARG  #: holds the count asked for, which must be more than the result; NO_ARG: any result may be a part
+    flags_arg: int = NO_ARG  #: holds flags that say whether it would have gone on
+    flags_need: int = 0  #: all of these
+    flags_veto: int = 0  #: none of these
 
     @property
     def nr(self) -> int:
         return NUMBERS[self.name]
-
-    @property
-    def partial(self) -> bool:
-        return self.wanted_arg != NO_ARG
 
     @property
     def decides(self) -> bool:
@@ -66,6 +68,7 @@ class Row:
 
 _SYS, _NOINTR, _NOHAND, _BLOCK = RESTART_CODES
 _T = Timeout
+_ALL, _NOWAIT = MSG_WAITALL, MSG_DONTWAIT
 
 ROWS: tuple[Row, ...] = (
     # sleeps and waits for signals
@@ -89,22 +92,22 @@ ROWS: tuple[Row, ...] = (
     # reads, and writes that may have done a part
     Row("read", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
     Row("readv", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
-    Row("write", (_SYS, EINTR), _T.SOCKOPT, eintr=True, wanted_arg=2),
+    Row("write", (_SYS, EINTR), _T.SOCKOPT, eintr=True, partial=True, wanted_arg=2),
     Row("writev", (_SYS, EINTR), _T.SOCKOPT, eintr=True),  # what it wanted stands in memory
     Row("splice", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
     Row("tee", (_SYS,)),
     Row("vmsplice", (_SYS,)),
-    Row("sendfile", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
+    Row("sendfile", (_SYS, EINTR), _T.SOCKOPT, eintr=True, partial=True, wanted_arg=3),
     # sockets
     Row("accept", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
     Row("accept4", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
     Row("connect", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
-    Row("recvfrom", (_SYS, EINTR), _T.SOCKOPT, eintr=True, wanted_arg=2, flags_arg=3),
-    Row("recvmsg", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
-    Row("recvmmsg", (_SYS, EINTR), _T.SOCKOPT, eintr=True, wanted_arg=2),
-    Row("sendto", (_SYS, EINTR), _T.SOCKOPT, eintr=True, wanted_arg=2),
+    Row("recvfrom", (_SYS, EINTR), _T.SOCKOPT, eintr=True, partial=True, wanted_arg=2, flags_arg=3, flags_need=_ALL, flags_veto=_NOWAIT),
+    Row("recvmsg", (_SYS, EINTR), _T.SOCKOPT, eintr=True, partial=True, flags_arg=2, flags_need=_ALL, flags_veto=_NOWAIT),
+    Row("recvmmsg", (_SYS, EINTR), _T.SOCKOPT, eintr=True, partial=True, wanted_arg=2, flags_arg=3, flags_veto=_NOWAIT | MSG_WAITFORONE),
+    Row("sendto", (_SYS, EINTR), _T.SOCKOPT, eintr=True, partial=True, wanted_arg=2, flags_arg=3, flags_veto=_NOWAIT),
     Row("sendmsg", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
-    Row("sendmmsg", (_SYS, EINTR), _T.SOCKOPT, eintr=True, wanted_arg=2),
+    Row("sendmmsg", (_SYS, EINTR), _T.SOCKOPT, eintr=True, partial=True, wanted_arg=2, flags_arg=3, flags_veto=_NOWAIT),
     # System V and POSIX queues
     Row("semop", (EINTR,), eintr=True),
     Row("semtimedop", (EINTR,), _T.TIMESPEC, 3, eintr=True),
@@ -113,9 +116,9 @@ ROWS: tuple[Row, ...] = (
     Row("mq_timedsend", (_SYS,), _T.TIMESPEC_ABS, 4),
     Row("mq_timedreceive", (_SYS,), _T.TIMESPEC_ABS, 4),
     # asynchronous i/o
-    Row("io_getevents", (EINTR,), _T.TIMESPEC, 4, eintr=True, wanted_arg=1),
-    Row("io_pgetevents", (_NOHAND,), _T.TIMESPEC, 4, full=True, wanted_arg=1),
-    Row("io_uring_enter", (EINTR,), _T.EXT_ARG, eintr=True),
+    Row("io_getevents", (EINTR,), _T.TIMESPEC, 4, eintr=True, partial=True, wanted_arg=1),
+    Row("io_pgetevents", (_NOHAND,), _T.TIMESPEC, 4, full=True, partial=True, wanted_arg=1),
+    Row("io_uring_enter", (EINTR,), _T.EXT_ARG, 3, eintr=True, partial=True, flags_arg=3, flags_need=IORING_ENTER_GETEVENTS),
     # children, locks, opening a FIFO
     Row("wait4", (_SYS,)),
     Row("waitid", (_SYS,)),
