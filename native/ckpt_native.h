@@ -74,7 +74,8 @@ struct ckpt_thread_id {
     int32_t pad;
 };
 /* Opens root and all its descendants; stops nobody. -ESRCH no such process, -EPERM not allowed to ptrace.
- * start_ticks != 0 must match root's (a recycled pid gives -ESRCH). */
+ * start_ticks != 0 must match root's (a recycled pid gives -ESRCH). The handle is given back on failure too (unless
+ * -ENOMEM left none: NULL), so that its fault can be read: close it. */
 int ckpt_tree_open(int32_t root_pid, uint64_t start_ticks, ckpt_tree **ret_tree);
 void ckpt_tree_close(ckpt_tree *tree); /* thaws if frozen; NULL is fine */
 void ckpt_tree_last_fault(const ckpt_tree *tree, struct ckpt_fault *ret_fault);

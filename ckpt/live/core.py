@@ -198,12 +198,14 @@ class Tree:
     def __init__(self, pid: int, start_ticks: int = 0) -> None:
         handle = ffi.new("ckpt_tree **")
         code = int(lib.ckpt_tree_open(pid, start_ticks, handle))
-        if code == -errno.ESRCH:
-            raise NotFoundError(f"no process {pid}: give the pid of a living process")
-        if code < 0:
-            raise PermissionDeniedError(f"task {pid}: {os.strerror(-code)}: run as root, or as the target's own user with ptrace allowed")
         self.pid = pid
         self.handle: Any = handle[0]
+        if code < 0:
+            fault = self.fault() if self.handle != ffi.NULL else Fault(code, pid, 0, -1, 0, "open", "")
+            self.close()
+            if code == -errno.ESRCH and fault.step == "open":
+                raise NotFoundError(f"no process {pid}: give the pid of a living process")
+            _raise(fault, code)
 
     def __enter__(self) -> Self:
         return self

@@ -26,6 +26,8 @@ struct thread {
     uint64_t start_ticks;
     enum thread_state state;
     bool group_stopped;             /* SIGSTOPped by somebody: detach leaves it so */
+    bool interrupted;               /* PTRACE_INTERRUPT sent, stop not yet seen */
+    bool listed;                    /* discover.c: seen in the listing being read */
     struct user_regs_struct regs;   /* as shown at the stop; valid while STOPPED */
     struct ckpt_decision decision;  /* already written to the thread's rax at the stop */
     uint64_t sigmask;               /* PTRACE_GETSIGMASK at the stop */
@@ -48,6 +50,7 @@ struct task {
     int uffd;    /* our duplicate of the target's userfaultfd, or -1 */
     int32_t mm;  /* index in tree->tasks of the first task with this memory */
     ckpt_addr_t vdso, vdso_end; /* from maps; 0 = none */
+    bool zombie; /* exited, not yet waited for by its parent: no threads, no memory, only its proc files are recorded */
     struct bridge bridge;
 };
 
@@ -59,26 +62,76 @@ struct ckpt_tree {
     size_t thread_count, thread_cap;
     bool frozen;
     uint64_t frozen_at; /* CLOCK_MONOTONIC ns of the first interrupt */
+    uint32_t freeze_retries; /* waits of 10 ms for a thread that cannot be stopped yet (a vfork parent) */
+    int saved_policy, saved_priority; /* the caller's scheduling, put back at thaw; policy -1 = unchanged */
+    int saved_slack;                  /* its timer slack in ns; 0 = unchanged */
+    char *text;              /* one buffer for reading /proc, TEXT_BYTES, reused */
     struct ckpt_fault fault;
 };
 
-/* tree.c */
+enum {
+    TEXT_BYTES = 1 << 20,
+    NAME_ROOM = 64, /* for proc_name(): prefix, number and suffix */
+};
+
+/* tree.c: the tables */
 struct task *tree_task(ckpt_tree *tree, pid_t pid);
 struct thread *tree_thread(ckpt_tree *tree, pid_t tid);
 struct thread *tree_leader(ckpt_tree *tree, pid_t pid);
-/* Finds threads and children that are not known yet; returns how many were added. */
+/* Adds a row, not attached. -EEXIST is not an error: it returns 0 and adds nothing; 1 = added; else a negative errno. */
+int tree_add_thread(ckpt_tree *tree, pid_t pid, pid_t tid);
+int tree_add_task(ckpt_tree *tree, pid_t pid);
+void tree_drop_gone(ckpt_tree *tree); /* forgets threads that are GONE and tasks without any; moves rows */
+int tree_index_memories(ckpt_tree *tree); /* task.mm by kcmp */
+
+/* discover.c: which threads and children there are.
+ * Finds threads and children that are not known yet; returns how many rows were added or found dying, 0 = complete. */
 int tree_discover(ckpt_tree *tree);
+/* The same for the threads of one process only. */
+int task_discover(ckpt_tree *tree, struct task *task);
+
+/* stop.c: one thread */
 int thread_seize(ckpt_tree *tree, struct thread *thread);
+/* Asks it to stop; thread_stop() or threads_collect() waits for it. */
+int thread_interrupt(ckpt_tree *tree, struct thread *thread);
 /* Interrupt, wait for the stop, read regs and mask, decide, write the decided rax. */
 int thread_stop(ckpt_tree *tree, struct thread *thread);
+/* Reads one status if there is one: 1 = at its EVENT_STOP and decided, 0 = not yet, -ESRCH = gone. Never blocks. */
+int thread_poll(ckpt_tree *tree, struct thread *thread);
 int thread_detach(ckpt_tree *tree, struct thread *thread);
 /* Waits for the next ptrace stop of one thread; *ret_status as waitpid's. -ESRCH when it is gone. */
 int thread_wait(ckpt_tree *tree, struct thread *thread, int *ret_status);
-/* Stops one process only (arming): as freeze, for its threads alone. */
+
+/* A thread that has not stopped since then: 0 = wait on, -EAGAIN = in an uninterruptible sleep, -ESRCH = gone, -ETIMEDOUT. */
+int thread_look(ckpt_tree *tree, struct thread *thread, uint64_t since);
+/* Between polls: nothing at first (stops come within microseconds), then sleeps that grow to 0.5 ms. */
+struct backoff {
+    unsigned polls;
+    uint64_t ns;
+};
+void backoff(struct backoff *wait);
+
+/* freeze.c: all threads. pid 0 = of every task, else of that one (arming). */
 int task_freeze(ckpt_tree *tree, pid_t pid);
 int task_thaw(ckpt_tree *tree, pid_t pid);
 
+/* proc.c: small reads of /proc without stdio or allocation */
+/* Reads a whole file into buffer; bytes read, -ENOSPC if it did not fit, or another negative errno. */
+ssize_t proc_read(int dir, const char *name, void *buffer, size_t cap);
+/* What stat says of a process or thread. */
+struct proc_stat {
+    char state;
+    uint32_t flags;       /* field 9, PF_* */
+    uint64_t start_ticks; /* field 22 */
+};
+int proc_stat(int dir, const char *name, struct proc_stat *ret_stat);
+/* Writes prefix, the number and suffix into buffer (NUL-terminated); returns buffer. */
+char *proc_name(char *buffer, const char *prefix, uint64_t number, const char *suffix);
+/* The number behind "key:" in a status text; missing if the line is not there. base 10 or 16. */
+uint64_t proc_field(const char *text, size_t bytes, const char *key, int base, uint64_t missing);
+
 /* fault.c: record what failed and pass the errno through: return tree_fail(tree, -EPERM, "seize", pid, tid, -1, 0, NULL) */
+void tree_fault_clear(ckpt_tree *tree); /* at the head of each public entry */
 int tree_fail(ckpt_tree *tree, int error, const char *step, pid_t pid, pid_t tid, int fd, ckpt_addr_t addr, const char *name);
 
 /* stub.c, remote.c: the self-restoring injection */
@@ -95,6 +148,8 @@ struct map_line {
     char path[64]; /* cut; enough for [vdso] and /dev/zero */
 };
 int maps_parse(const char *text, size_t bytes, struct map_line **ret_lines, size_t *ret_count);
+/* Without allocation; the number of lines, -ENOSPC if there are more than cap, -EBADMSG if the text is not whole. */
+ssize_t maps_parse_into(const char *text, size_t bytes, struct map_line *lines, size_t cap);
 enum ckpt_range_kind maps_kind(const struct map_line *line);
 
 /* sink.c: what a capture fills */
@@ -104,10 +159,17 @@ void *sink_record_begin(ckpt_sink *sink, uint32_t kind, pid_t pid, pid_t tid, in
 void sink_record_commit(ckpt_sink *sink, size_t size);
 /* Starts a space; runs then data are appended to it. */
 int sink_space(ckpt_sink *sink, int32_t space);
+/* From here on runs and bytes of the current space are its paranoid list (all contents DATA). Once a space. */
+int sink_paranoid(ckpt_sink *sink);
+/* Appends; merges with the run before it when content and pages continue. */
 int sink_run(ckpt_sink *sink, uint64_t page, uint32_t count, enum ckpt_content content);
 /* Room for page bytes: lends a pointer to at most want bytes of contiguous buffer (or of the spill's staging). */
 uint8_t *sink_room(ckpt_sink *sink, size_t want, size_t *ret_got);
 int sink_filled(ckpt_sink *sink, size_t bytes);
+/* What the buffer still holds before pages go to the spill file (pre-copy stops there). */
+uint64_t sink_free_bytes(const ckpt_sink *sink);
+/* The sink closes fd at its next reset. */
+int sink_keep_fd(ckpt_sink *sink, int fd);
 
 /* scan.c, copy.c: one memory, frozen */
 int scan_and_copy(ckpt_tree *tree, struct task *task, const struct ckpt_track *track, const struct map_line *lines, size_t count,

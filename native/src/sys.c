@@ -1,4 +1,5 @@
 /* sys.c: see sys.h. */
+#define _GNU_SOURCE
 #include "sys.h"
 #include "kernel.h"
 #include <errno.h>
@@ -38,6 +39,14 @@ int sys_pidfd_open(pid_t pid, unsigned flags) { return (int)result(syscall(SYS_p
 int sys_pidfd_getfd(int pidfd, int fd) { return (int)result(syscall(SYS_pidfd_getfd, pidfd, fd, 0)); }
 int sys_pidfd_signal(int pidfd, int signal) { return (int)result(syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0)); }
 int sys_kcmp(pid_t a, pid_t b, int type, uintptr_t x, uintptr_t y) { return (int)result(syscall(SYS_kcmp, a, b, type, x, y)); }
+
+ssize_t sys_read(int fd, void *buffer, size_t bytes) { return result(read(fd, buffer, bytes)); }
+int sys_statat(int dir, const char *path, struct stat *ret_stat, int flags) { return (int)result(fstatat(dir, path, ret_stat, flags)); }
+ssize_t sys_readlinkat(int dir, const char *path, char *buffer, size_t bytes) { return result(readlinkat(dir, path, buffer, bytes)); }
+ssize_t sys_getdents(int fd, void *buffer, size_t bytes) { return result(syscall(SYS_getdents64, fd, buffer, bytes)); }
+int sys_prlimit(pid_t pid, int resource, struct rlimit *ret_limit) {
+    return (int)result(syscall(SYS_prlimit64, pid, resource, NULL, ret_limit));
+}
 
 void close_fd(int *fd) {
     if (*fd >= 0)

@@ -9,6 +9,8 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -21,12 +23,17 @@ ssize_t sys_vm_readv(pid_t pid, const struct iovec *local, size_t locals, const 
 ssize_t sys_vm_writev(pid_t pid, const struct iovec *local, size_t locals, const struct iovec *remote, size_t remotes) CKPT_SEAM;
 int sys_ioctl(int fd, unsigned long request, void *argument) CKPT_SEAM;
 int sys_openat(int dir, const char *path, int flags) CKPT_SEAM;
+ssize_t sys_read(int fd, void *buffer, size_t bytes) CKPT_SEAM;
 ssize_t sys_pread(int fd, void *buffer, size_t bytes, uint64_t offset) CKPT_SEAM;
 ssize_t sys_pwrite(int fd, const void *buffer, size_t bytes, uint64_t offset) CKPT_SEAM;
 int sys_pidfd_open(pid_t pid, unsigned flags) CKPT_SEAM;
 int sys_pidfd_getfd(int pidfd, int fd) CKPT_SEAM;
 int sys_pidfd_signal(int pidfd, int signal) CKPT_SEAM;
 int sys_kcmp(pid_t a, pid_t b, int type, uintptr_t x, uintptr_t y) CKPT_SEAM;
+int sys_statat(int dir, const char *path, struct stat *ret_stat, int flags) CKPT_SEAM;
+ssize_t sys_readlinkat(int dir, const char *path, char *buffer, size_t bytes) CKPT_SEAM;
+ssize_t sys_getdents(int fd, void *buffer, size_t bytes) CKPT_SEAM;
+int sys_prlimit(pid_t pid, int resource, struct rlimit *ret_limit) CKPT_SEAM; /* reads only */
 
 /* Cleanup attributes: early returns stay safe; success never falls into an error label. */
 void close_fd(int *fd);

@@ -1,0 +1,252 @@
+/* freeze.c: all threads of a tree, or of one process: stop them all, let them all go.
+ *
+ * Freeze:  1. wait (outside the window) until no thread is in an uninterruptible sleep, such as a vfork parent
+ *          2. seize and interrupt every thread that is known, one request after the other, nobody waited for
+ *          3. collect the stops, in whatever order they come
+ *          4. look for threads and children that came meanwhile; if there are any, go on at 2
+ *
+ * Invariants
+ *  1. Success: every thread of every task is STOPPED, and a pass of discovery after the last stop found nothing new.
+ *  2. Failure: everybody who was stopped is detached with its decided rax; the caller's scheduling is put back.
+ *  3. A thread that will not stop (state D) is never waited for while others stand still: they are let go first, because it
+ *     may be waiting for one of them (a vfork parent for its child), then all is tried again, freeze_retries times.
+ *  4. The caller runs as SCHED_FIFO inside the window where it may: detaching 64 spinning threads takes 0.1 ms instead
+ *     of 56 ms, because the freed ones cannot push the tracer off its CPU. RESET_ON_FORK keeps children out of that.
+ */
+#define _GNU_SOURCE
+#include "internal.h"
+#include <errno.h>
+#include <sched.h>
+#include <sys/prctl.h>
+#include <time.h>
+
+enum { ROUNDS = 10000, RETRY_NS = 10 * 1000 * 1000, LET_GO_POLLS = 400 };
+
+static bool concerns(const struct thread *thread, pid_t pid) { return !pid || thread->pid == pid; }
+
+static void raise_priority(ckpt_tree *tree) {
+    if (tree->saved_policy >= 0)
+        return;
+    struct sched_param now;
+    int policy = sched_getscheduler(0);
+    if (policy < 0 || sched_getparam(0, &now) || (policy & ~SCHED_RESET_ON_FORK) == SCHED_FIFO)
+        return;
+    struct sched_param wanted = {.sched_priority = 1};
+    tree->saved_slack = prctl(PR_GET_TIMERSLACK);
+    prctl(PR_SET_TIMERSLACK, 1);
+    if (sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &wanted) == 0) {
+        tree->saved_policy = policy;
+        tree->saved_priority = now.sched_priority;
+    }
+}
+
+static void restore_priority(ckpt_tree *tree) {
+    if (tree->saved_policy >= 0)
+        sched_setscheduler(0, tree->saved_policy, &(struct sched_param){.sched_priority = tree->saved_priority});
+    if (tree->saved_slack > 0)
+        prctl(PR_SET_TIMERSLACK, tree->saved_slack);
+    tree->saved_policy = -1;
+    tree->saved_slack = 0;
+}
+
+static int seize_all(ckpt_tree *tree, pid_t pid) {
+    for (size_t i = 0; i < tree->thread_count; i++) {
+        struct thread *thread = &tree->threads[i];
+        if (!concerns(thread, pid) || thread->state != THREAD_FREE)
+            continue;
+        int error = thread_seize(tree, thread);
+        if (!tree->frozen_at)
+            tree->frozen_at = now_ns();
+        if (!error)
+            error = thread_interrupt(tree, thread);
+        if (error && error != -ESRCH)
+            return error;
+    }
+    return 0;
+}
+
+/* One pass over those that have not stopped; *ret_left as many as still have not, *ret_slow one of them. */
+static int poll_all(ckpt_tree *tree, pid_t pid, size_t *ret_left, struct thread **ret_slow, bool *ret_progress) {
+    *ret_left = 0;
+    *ret_progress = false;
+    for (size_t i = 0; i < tree->thread_count; i++) {
+        struct thread *thread = &tree->threads[i];
+        if (!concerns(thread, pid) || thread->state != THREAD_SEIZED)
+            continue;
+        int got = thread_poll(tree, thread);
+        if (got < 0 && got != -ESRCH)
+            return got;
+        if (got) {
+            *ret_progress = true;
+            continue;
+        }
+        ++*ret_left;
+        *ret_slow = thread;
+    }
+    return 0;
+}
+
+/* -EAGAIN with *ret_slow: that one is in an uninterruptible sleep. */
+static int collect(ckpt_tree *tree, pid_t pid, struct thread **ret_slow) {
+    struct backoff wait = {0};
+    uint64_t since = now_ns();
+    for (;;) {
+        size_t left;
+        bool progress;
+        int error = poll_all(tree, pid, &left, ret_slow, &progress);
+        if (error || !left)
+            return error;
+        if (progress) {
+            wait = (struct backoff){0};
+            since = now_ns();
+            continue;
+        }
+        backoff(&wait);
+        error = thread_look(tree, *ret_slow, since);
+        if (error && error != -ESRCH)
+            return error;
+    }
+}
+
+static int discover(ckpt_tree *tree, pid_t pid) {
+    if (!pid)
+        return tree_discover(tree);
+    int found = task_discover(tree, tree_task(tree, pid));
+    return found < 0 ? tree_fail(tree, found, "list threads", pid, 0, -1, 0, NULL) : found;
+}
+
+static int stop_all(ckpt_tree *tree, pid_t pid, pid_t *ret_slow) {
+    for (int round = 0; round < ROUNDS; round++) {
+        struct thread *slow = NULL;
+        int error = seize_all(tree, pid);
+        if (!error)
+            error = collect(tree, pid, &slow);
+        *ret_slow = error == -EAGAIN ? slow->tid : 0;
+        if (error)
+            return error;
+        int found = discover(tree, pid);
+        if (found <= 0)
+            return found;
+    }
+    return tree_fail(tree, -EBUSY, "list threads", pid, 0, -1, 0, "new threads appear faster than they can be stopped");
+}
+
+/* Lets everybody go. Those that were interrupted and have not stopped yet are waited for a while, because only a stopped
+ * thread can be detached; one that never stops stays seized, runs on undisturbed, and is freed by the next thaw, by
+ * closing the tree, or by the kernel when ckpt ends. */
+static int release(ckpt_tree *tree, pid_t pid) {
+    int error = 0;
+    struct backoff wait = {0};
+    size_t left = 1;
+    for (int polls = 0; left && polls < LET_GO_POLLS; polls++) {
+        left = 0;
+        for (size_t i = 0; i < tree->thread_count; i++) {
+            struct thread *thread = &tree->threads[i];
+            if (!concerns(thread, pid))
+                continue;
+            if (thread->state == THREAD_SEIZED)
+                left += thread_poll(tree, thread) == 0;
+            int failed = thread_detach(tree, thread);
+            error = error ? error : failed;
+        }
+        if (left)
+            backoff(&wait);
+    }
+    return error;
+}
+
+static void pause_ns(uint64_t ns) { nanosleep(&(struct timespec){.tv_nsec = (long)ns}, NULL); }
+
+/* A thread in state D cannot be stopped, and what it waits for may be in the tree: better not begin. */
+static pid_t unstoppable(ckpt_tree *tree, pid_t pid) {
+    char name[NAME_ROOM];
+    for (size_t i = 0; i < tree->thread_count; i++) {
+        struct thread *thread = &tree->threads[i];
+        struct proc_stat stat;
+        if (!concerns(thread, pid) || thread->state != THREAD_FREE)
+            continue;
+        if (proc_stat(tree_task(tree, thread->pid)->dir, proc_name(name, "task/", (uint64_t)thread->tid, "/stat"), &stat))
+            thread->state = THREAD_GONE;
+        else if (stat.state == 'D')
+            return thread->tid;
+        else
+            thread->start_ticks = stat.start_ticks;
+    }
+    return 0;
+}
+
+static int busy(ckpt_tree *tree, pid_t tid) {
+    struct thread *thread = tree_thread(tree, tid);
+    return tree_fail(tree, -EBUSY, "interrupt", thread ? thread->pid : 0, tid, -1, 0, "uninterruptible sleep (a vfork parent?)");
+}
+
+/* Everybody dead is not "frozen": the tree is gone, and if it lingers it is a zombie. */
+static int check_alive(ckpt_tree *tree, pid_t pid) {
+    pid_t wanted = pid ? pid : tree->root;
+    tree_drop_gone(tree);
+    if (tree_leader(tree, wanted))
+        return 0;
+    struct task *task = tree_task(tree, wanted);
+    return tree_fail(tree, -ESRCH, task && task->zombie ? "zombie" : "freeze", wanted, 0, -1, 0, NULL);
+}
+
+static int attempt(ckpt_tree *tree, pid_t pid, pid_t *ret_slow) {
+    *ret_slow = unstoppable(tree, pid);
+    if (*ret_slow)
+        return -EAGAIN;
+    tree_drop_gone(tree);
+    raise_priority(tree);
+    int error = stop_all(tree, pid, ret_slow);
+    if (!error)
+        error = check_alive(tree, pid);
+    if (!error && !pid)
+        error = tree_index_memories(tree);
+    if (error) {
+        release(tree, pid);
+        restore_priority(tree);
+        tree->frozen_at = 0;
+    }
+    return error;
+}
+
+int task_freeze(ckpt_tree *tree, pid_t pid) {
+    pid_t slow = 0;
+    tree->frozen_at = 0;
+    for (uint32_t tries = 0;; tries++) {
+        int error = attempt(tree, pid, &slow);
+        if (error == -EAGAIN && tries < tree->freeze_retries) {
+            pause_ns(RETRY_NS);
+            continue;
+        }
+        if (error == -EAGAIN)
+            return busy(tree, slow);
+        if (!error)
+            tree->frozen = true;
+        return error;
+    }
+}
+
+int task_thaw(ckpt_tree *tree, pid_t pid) {
+    int error = release(tree, pid);
+    restore_priority(tree);
+    tree->frozen = false;
+    tree->frozen_at = 0;
+    for (size_t i = 0; i < tree->task_count; i++) {
+        close_fd(&tree->tasks[i].mem);
+        tree->tasks[i].mem = -1;
+        tree->tasks[i].vdso = tree->tasks[i].vdso_end = 0;
+    }
+    return error;
+}
+
+int ckpt_tree_freeze(ckpt_tree *tree) {
+    tree_fault_clear(tree);
+    if (tree->frozen)
+        return 0;
+    return task_freeze(tree, 0);
+}
+
+int ckpt_tree_thaw(ckpt_tree *tree) {
+    tree_fault_clear(tree);
+    return task_thaw(tree, 0);
+}

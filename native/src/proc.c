@@ -1,0 +1,95 @@
+/* proc.c: small reads of /proc. They run while a target is frozen, so: open, read, close into the caller's buffer, numbers
+ * by hand, no stdio and no allocation.
+ *
+ * Invariants
+ *  1. A text that did not fit is an error (-ENOSPC), never a shorter text.
+ *  2. Names are made from integers only, so no buffer here can overflow: NAME_ROOM holds any of them.
+ */
+#define _GNU_SOURCE
+#include "internal.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+
+ssize_t proc_read(int dir, const char *name, void *buffer, size_t cap) {
+    _cleanup_close_ int fd = sys_openat(dir, name, O_RDONLY);
+    if (fd < 0)
+        return fd;
+    size_t used = 0;
+    for (;;) {
+        ssize_t got = sys_read(fd, (char *)buffer + used, cap - used);
+        if (got == -EINTR)
+            continue;
+        if (got < 0)
+            return got;
+        if (got == 0)
+            return (ssize_t)used;
+        used += (size_t)got;
+        if (used == cap)
+            return -ENOSPC;
+    }
+}
+
+char *proc_name(char *buffer, const char *prefix, uint64_t number, const char *suffix) {
+    char digits[24];
+    size_t count = 0;
+    do
+        digits[count++] = (char)('0' + number % 10);
+    while (number /= 10);
+    char *at = stpcpy(buffer, prefix);
+    while (count)
+        *at++ = digits[--count];
+    strcpy(at, suffix);
+    return buffer;
+}
+
+/* The command's name (field 2) may hold anything, ")" and spaces included: the fields start behind the last ")". */
+int proc_stat(int dir, const char *name, struct proc_stat *ret_stat) {
+    char text[1024];
+    ssize_t bytes = proc_read(dir, name, text, sizeof text);
+    if (bytes < 0)
+        return bytes == -ENOENT ? -ESRCH : (int)bytes;
+    const char *at = memrchr(text, ')', (size_t)bytes), *end = text + bytes;
+    if (!at || end - at < 4)
+        return -EBADMSG;
+    struct proc_stat stat = {.state = at[2]};
+    uint64_t value = 0;
+    int field = 2;
+    for (at++; at < end; at++) {
+        if (*at == ' ' || *at == '\n') {
+            if (field == 9)
+                stat.flags = (uint32_t)value;
+            if (field == 22)
+                stat.start_ticks = value;
+            field++;
+            value = 0;
+        } else if (*at >= '0' && *at <= '9') {
+            value = value * 10 + (uint64_t)(*at - '0');
+        }
+    }
+    *ret_stat = stat;
+    return field > 22 ? 0 : -EBADMSG;
+}
+
+uint64_t proc_field(const char *text, size_t bytes, const char *key, int base, uint64_t missing) {
+    size_t length = strlen(key);
+    const char *at = text, *end = text + bytes;
+    while (at && (size_t)(end - at) > length) {
+        if (!memcmp(at, key, length) && at[length] == ':')
+            break;
+        at = memchr(at, '\n', (size_t)(end - at));
+        at += at != NULL;
+    }
+    if (!at || (size_t)(end - at) <= length)
+        return missing;
+    uint64_t value = 0;
+    for (at += length + 1; at < end && (*at == ' ' || *at == '\t'); at++)
+        ;
+    for (; at < end; at++) {
+        int digit = *at >= 'a' && *at <= 'f' ? *at - 'a' + 10 : *at - '0';
+        if (digit < 0 || digit >= base)
+            break;
+        value = value * (uint64_t)base + (uint64_t)digit;
+    }
+    return value;
+}

@@ -1,0 +1,87 @@
+/* restart.c: how a thread that was stopped inside a system call continues. Pure: registers in, decision out.
+ *
+ * A stop interrupts the call, and the kernel leaves in rax what it will do when the thread runs again: -512..-514 and
+ * -516 restart by themselves, but a family of calls (epoll_wait, semop, a receive with a time-out, ...) shows -EINTR,
+ * which the program would see though nobody sent it a signal. For those rax becomes -514 (ERESTARTNOHAND): at
+ * PTRACE_EVENT_STOP the thread is still inside get_signal(), so the kernel itself then chooses: a handler is pending:
+ * EINTR; otherwise the call starts again.
+ *
+ * Invariants
+ *  1. "Returning from a SYSCALL instruction" is orig_rax >= 0 and rcx == rip; a handler's entry has orig_rax too.
+ *  2. Never -513 in place of -4 (a genuine EINTR would be lost), never orig_rax-and-rewind.
+ *  3. A live thread keeps its restart block, so -516 continues as it is; a second stop shows it as call 219.
+ *  4. A finite wait of the -4 family starts again with its full time: disturbed says so.
+ *  5. Rows come from ckpt/syscalls/table.py, sorted by number; what is not in the table is left alone. The rules are
+ *     those of ckpt/syscalls/decide.py, which tells them in words; a test holds the two equal.
+ */
+#include "internal.h"
+#include <errno.h>
+#include <stddef.h>
+#include "restart_table.inc"
+
+static const struct restart_row *row_of(int64_t nr) {
+    size_t low = 0, high = sizeof restart_rows / sizeof *restart_rows, rows = high;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (restart_rows[middle].nr < nr)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < rows && restart_rows[low].nr == nr ? &restart_rows[low] : NULL;
+}
+
+static uint64_t argument(const struct user_regs_struct *regs, unsigned index) {
+    const uint64_t args[6] = {regs->rdi, regs->rsi, regs->rdx, regs->r10, regs->r8, regs->r9};
+    return index < 6 ? args[index] : 0;
+}
+
+/* Whether the call would give up by itself after a time that runs from its start. */
+static bool finite(const struct restart_row *row, const struct user_regs_struct *regs) {
+    uint64_t value = argument(regs, row->timeout_arg);
+    switch ((enum restart_timeout)row->timeout) {
+    case RESTART_T_NONE:
+    case RESTART_T_TIMESPEC_ABS: return false;
+    case RESTART_T_MS: return (int32_t)value >= 0;
+    case RESTART_T_TIMESPEC:
+    case RESTART_T_TIMEVAL: return value != 0;
+    case RESTART_T_SOCKOPT: return true;
+    case RESTART_T_EXT_ARG: return (argument(regs, 3) & RESTART_EXT_ARG) != 0;
+    }
+    return true;
+}
+
+static bool is_short(const struct restart_row *row, const struct user_regs_struct *regs, int64_t count) {
+    if (row->wanted_arg == RESTART_NO_ARG || count <= 0 || count >= (int64_t)argument(regs, row->wanted_arg))
+        return false;
+    return row->flags_arg == RESTART_NO_ARG || (argument(regs, row->flags_arg) & RESTART_WAITALL);
+}
+
+static void decide(const struct restart_row *row, const struct user_regs_struct *regs, int deliverable, struct ckpt_decision *decision) {
+    int64_t shown = decision->shown;
+    unsigned flags = row ? row->flags : 0;
+    if (shown == -512 || shown == -513 || shown == -514 || shown == -516) {
+        decision->action = CKPT_RESTART;
+        decision->disturbed = (flags & RESTART_FULL) && finite(row, regs) && !deliverable;
+    } else if (shown == -EINTR && (flags & RESTART_EINTR)) {
+        decision->action = CKPT_RESTART;
+        decision->value = -514;
+        decision->disturbed = !deliverable && finite(row, regs);
+    } else if (row && is_short(row, regs, shown)) {
+        decision->disturbed = !deliverable;
+    }
+}
+
+_Static_assert(sizeof(struct user_regs_struct) == 27 * 8, "the header promises 27 words");
+
+int ckpt_decide(const uint64_t *words, int deliverable, struct ckpt_decision *ret_decision) {
+    const struct user_regs_struct *regs = (const void *)words;
+    struct ckpt_decision decision = {.nr = -1, .shown = (int64_t)regs->rax, .value = (int64_t)regs->rax, .action = CKPT_KEEP};
+    int64_t nr = (int64_t)regs->orig_rax;
+    if (nr >= 0 && regs->rcx == regs->rip) {
+        decision.nr = nr;
+        decide(row_of(nr), regs, deliverable, &decision);
+    }
+    *ret_decision = decision;
+    return 0;
+}
