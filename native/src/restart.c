@@ -37,7 +37,7 @@ static uint64_t argument(const struct user_regs_struct *regs, unsigned index) {
 }
 
 /* Whether the call would give up by itself after a time that runs from its start. */
-static bool finite(const struct restart_row *row, const struct user_regs_struct *regs) {
+static bool is_finite(const struct restart_row *row, const struct user_regs_struct *regs) {
     uint64_t value = argument(regs, row->timeout_arg);
     switch ((enum restart_timeout)row->timeout) {
     case RESTART_T_NONE:
@@ -62,11 +62,11 @@ static void decide(const struct restart_row *row, const struct user_regs_struct 
     unsigned flags = row ? row->flags : 0;
     if (shown == -512 || shown == -513 || shown == -514 || shown == -516) {
         decision->action = CKPT_RESTART;
-        decision->disturbed = (flags & RESTART_FULL) && finite(row, regs) && !deliverable;
+        decision->disturbed = (flags & RESTART_FULL) && is_finite(row, regs) && !deliverable;
     } else if (shown == -EINTR && (flags & RESTART_EINTR)) {
         decision->action = CKPT_RESTART;
         decision->value = -514;
-        decision->disturbed = !deliverable && finite(row, regs);
+        decision->disturbed = !deliverable && is_finite(row, regs);
     } else if (row && is_short(row, regs, shown)) {
         decision->disturbed = !deliverable;
     }
