@@ -33,12 +33,10 @@ from ckpt.model import (
     Task,
     Thread,
 )
-from ckpt.procfs import parse_fdinfo, parse_maps, parse_stat
-from ckpt.syscalls.decide import explain
+from ckpt.procfs import parse_fdinfo, parse_maps, parse_stat, parse_status
+from ckpt.syscalls.decide import arguments, decide, unpack
 
 O_CLOEXEC = 0o2000000
-USER_REGS = ("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi", "orig_rax", "rip")
-ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 ACTIONS = (Action.KEEP, Action.RESTART, Action.REBUILD, Action.LINGER)
 
 
@@ -126,20 +124,15 @@ class Parser:
         return RawTask(pid, tid, files, self.table.answers(kind, answers), limits, extra)  # type: ignore[arg-type]
 
     def _thread(self, thread: RawThread) -> Thread:
-        words = [int.from_bytes(thread.regs[n : n + 8], "little") for n in range(0, len(thread.regs), 8)]
-        regs = dict(zip(USER_REGS, words, strict=False))
+        words = unpack(thread.regs)
         nr, shown, value, action, disturbed = thread.decision
         state = SyscallState(
-            phase="user" if nr < 0 else "call",
-            nr=nr,
-            args=tuple(regs[name] for name in ARGUMENTS),
-            raw_retval=shown,
-            remaining_ns=None,
-            evidence={},
+            phase="user" if nr < 0 else "call", nr=nr, args=arguments(words), raw_retval=shown, remaining_ns=None, evidence={}
         )
         raw = (thread.pid, thread.tid, thread.files, thread.answers, (), thread.extra)
         attributes = {kind.name: kind.parse(self._raw_task(kind, *raw)) for kind in self.table.task_kinds if kind.per_thread}
-        decision = RetvalDecision(ACTIONS[action], value, explain(state), bool(disturbed))
+        deliverable = bool(parse_status(thread.files["status"]).deliverable)
+        decision = RetvalDecision(ACTIONS[action], value, decide(words, deliverable).reason, bool(disturbed))
         return Thread(
             thread.tid, thread.start_ticks, thread.regs, thread.xstate, thread.sigmask, tuple(thread.pending), state, decision, attributes
         )

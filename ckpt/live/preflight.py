@@ -158,3 +158,10 @@ def _look(pid: int, fd: int) -> RawDescriptor | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return RawDescriptor(pid, fd, stat.st_dev, stat.st_ino, stat.st_rdev, stat.st_size, stat.st_nlink, stat.st_mode, 0, link, fdinfo)
+
+
+def command_name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "?"

@@ -9,7 +9,6 @@ Whatever fails, the target runs on. What fails before the publication leaves no 
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 import uuid
@@ -131,10 +130,10 @@ class _Run:
         self.clock.lap("consumed")
         with self.history.begin(self.baseline.parent) as recording:
             generation, found, verdict = self._record(recording, armed, incremental)
-        runtime.save(self.ref, replace(record, store=self.history.uuid, generation=generation.number))
+        runtime.save(self.ref, replace(record, store=self.history.store.uuid, generation=generation.number))
         self.clock.lap("recorded")
         if self.request.tag:
-            self.history.tag(self.request.tag, generation.number)
+            self.history.store.tag(self.request.tag, generation.number)
         return Result(generation, found, (*warnings, *armed.warnings), verdict)
 
     def _record(self, recording: Recording, armed: track.Armed, incremental: bool) -> tuple[Generation, Snapshot, dict[str, int] | None]:
@@ -221,7 +220,7 @@ class _Run:
         source = self.history.pages(generation.number)
         verdict = compare_pages(source, sink, spaces)
         if verdict.wrong:
-            self.history.remove(generation.number)
+            self.history.store.remove(generation.number)
             places = ", ".join(f"{space}:{page:#x}" for space, page in verdict.wrong[:5])
             raise CkptError(
                 f"{len(verdict.wrong)} of {verdict.compared} pages differ from the living ones ({places}): nothing was kept; a bug of ckpt"
@@ -233,7 +232,7 @@ def find_baseline(history: History, ref: PidRef, incarnation: str) -> Baseline:
     """What an earlier snapshot left: exact only if its record matches this store, this very program and a generation that is there."""
     record = runtime.load(ref)
     there = {generation.number: generation for generation in history.generations()}
-    if record is not None and record.store == history.uuid and record.generation in there:
+    if record is not None and record.store == history.store.uuid and record.generation in there:
         exact = record.incarnation == incarnation
         return Baseline(record.lineage, record.generation, exact, record.seats)
     own = [g for g in there.values() if runtime.same_process(g.incarnation, incarnation)]
@@ -245,8 +244,3 @@ def find_baseline(history: History, ref: PidRef, incarnation: str) -> Baseline:
         last = max(own, key=lambda g: g.number)
         return Baseline(last.lineage, last.number, False, ())
     return Baseline(uuid.uuid4().hex[:12], None, False, ())
-
-
-def store_of_environment() -> Path | None:
-    named = os.environ.get("CKPT_STORE")
-    return Path(named) if named else None

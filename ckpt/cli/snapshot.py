@@ -1,0 +1,85 @@
+"""Take a snapshot of a process and its children while it goes on."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ckpt.cli import output
+from ckpt.cli.options import JsonOption, StoreOption
+
+
+def command(
+    pid: Annotated[int, typer.Argument(metavar="PID", help="The root of the tree.", show_default=False)],
+    incremental: Annotated[
+        bool, typer.Option("--incremental", "-i", help="Only pages written since; everything where no baseline stands.")
+    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="Read every page, whatever is known.")] = False,
+    tag: Annotated[str | None, typer.Option("--tag", metavar="NAME", help="Name the generation.", show_default=False)] = None,
+    kill: Annotated[bool, typer.Option("--kill", help="End the tree at the captured instant, once the generation is safe.")] = False,
+    paranoid: Annotated[
+        bool, typer.Option("--paranoid", help="Read every page in the same freeze and compare it with the generation.")
+    ] = False,
+    tracker: Annotated[str, typer.Option("--tracker", metavar="NAME", help="auto, uffd, softdirty or compare.")] = "auto",
+    precopy: Annotated[
+        int | None, typer.Option("--precopy", metavar="N", help="Rounds of pre-copy; default: as many as pay.", show_default=False)
+    ] = None,
+    every: Annotated[
+        str | None, typer.Option("--every", metavar="TIME", help="Again each 5s, 500ms, 1m until the tree ends.", show_default=False)
+    ] = None,
+    keep: Annotated[
+        str | None, typer.Option("--keep", metavar="POLICY", help="Then drop what the policy does not keep.", show_default=False)
+    ] = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    from ckpt.errors import UsageError
+    from ckpt.ops.periodic import parse_interval, repeat
+    from ckpt.ops.snapshot import Request, Result, snapshot
+
+    if full and incremental:
+        raise UsageError("--full and --incremental exclude each other: leave one out")
+    if tracker not in ("auto", "uffd", "softdirty", "compare"):
+        raise UsageError(f"--tracker {tracker}: must be auto, uffd, softdirty or compare")
+    mode = "full" if full else "incremental" if incremental else "auto"
+    request = Request(pid, store, mode, tracker, precopy, tag, kill, paranoid)
+
+    def show(result: Result) -> None:
+        if json:
+            output.print_json(result.json())
+        else:
+            describe(result.json())
+
+    if every is not None:
+        repeat(request, parse_interval(every), keep, show)
+        return
+    show(snapshot(request))
+    if keep is not None:
+        from ckpt.ops.periodic import prune
+
+        prune(store, keep)
+
+
+def describe(made: dict[str, Any]) -> None:
+    """What a person wants to know of a snapshot that was taken."""
+    pages = made["pages"]
+    parent = f", after {made['parent']}" if made["parent"] is not None else ""
+    output.heading(
+        f"generation {made['generation']}", f"{made['kind']} of {made['command']} ({made['pid']}){parent}, tracker {made['tracker']}"
+    )
+    output.facts(
+        [
+            ("stopped", output.duration(made["stop_us"] * 1000)),
+            ("total", output.duration(int(made["total_ms"] * 1e6))),
+            ("resident", f"{output.pages(pages['resident'])} pages, {output.size(pages['resident'] * 4096)}"),
+            (
+                "read",
+                f"{output.pages(pages['read'])} pages: {pages['zero']:,} zero, {pages['deduplicated']:,} known, {pages['stored']:,} new",
+            ),
+            ("stored", output.size(made["bytes_stored"])),
+        ],
+        indent=2,
+    )
+    for warning in made["warnings"]:
+        output.note(f"ckpt: note: {warning}")

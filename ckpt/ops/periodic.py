@@ -1,0 +1,50 @@
+"""Snapshots on a timer, and what is kept of them."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from ckpt.errors import NotFoundError, UsageError
+from ckpt.history.open import Mode, open_store
+from ckpt.ops.snapshot import Request, Result, snapshot
+
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def parse_interval(text: str) -> float:
+    """ "5s", "500ms", "1m" -> seconds; UsageError says what is accepted."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|min|h)?", text.strip())
+    seconds = float(match[1]) * UNITS[match[2] or "s"] if match else 0.0
+    if seconds < 0.01:
+        raise UsageError(f"--every {text}: give a time of at least 10ms, such as 500ms, 5s or 1m")
+    return seconds
+
+
+def repeat(request: Request, seconds: float, keep: str | None, show: Callable[[Result], None]) -> None:
+    """One snapshot each `seconds`, counted from the starts, until the process ends. A slow one delays the next; none overlap."""
+    taken, due = 0, time.monotonic()
+    while True:
+        try:
+            show(snapshot(request if taken == 0 else replace(request, mode="auto", tag=None)))
+        except NotFoundError:
+            if taken == 0:
+                raise
+            return  # the process has ended by itself: the work is done
+        taken += 1
+        if keep is not None:
+            prune(request.store, keep)
+        due = max(due + seconds, time.monotonic())
+        time.sleep(max(0.0, due - time.monotonic()))
+
+
+def prune(store: Path | None, policy: str) -> list[int]:
+    """Drops the generations that the policy does not keep. Returns their numbers."""
+    from ckpt.history.upkeep import apply, parse_policy
+
+    parsed = parse_policy(policy)
+    with open_store(store, Mode.WRITE) as history:
+        return apply(history, parsed)
