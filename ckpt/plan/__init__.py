@@ -1,0 +1,67 @@
+"""plan(now, wanted): the ordered remote calls that turn a living tree into what a generation says. Pure data, pure code.
+
+Stages run in this order, for each process: its threads that came since are ended (by the executor); mappings; descriptors;
+attributes; threads that went are made again (by the executor); each thread's attributes; pages (by the executor); signals;
+timers; registers (by the executor).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ckpt.model import Plan, Snapshot, Stage
+from ckpt.plan.attributes import plan_attributes
+from ckpt.plan.batch import Batch
+from ckpt.plan.describe import as_json, as_lines
+from ckpt.plan.descriptors import plan_tables
+from ckpt.plan.mappings import FileIdentity, World, paths_to_check, plan_layout
+from ckpt.plan.threads import plan_threads
+
+MAPPINGS, DESCRIPTORS, ATTRIBUTES, THREADS, SIGNALS, TIMERS = "mappings", "descriptors", "attributes", "threads", "signals", "timers"
+STAGES = (MAPPINGS, DESCRIPTORS, ATTRIBUTES, THREADS, SIGNALS, TIMERS)
+
+__all__ = ["STAGES", "FileIdentity", "World", "as_json", "as_lines", "paths_of", "plan"]
+
+
+def plan(now: Snapshot, wanted: Snapshot, world: World, *, tcp: str = "reset", reserved: Mapping[int, int] | None = None) -> Plan:
+    """`world`: identities of `paths_of(now, wanted)`. `reserved`: pid -> number of the tracker's descriptor in it."""
+    refusals = _tree(now, wanted)
+    if refusals:
+        return Plan((), {}, {}, tuple(refusals))
+    warnings: list[str] = []
+    batches: dict[tuple[str, int], Batch] = {}
+    ends: dict[int, tuple[int, ...]] = {}
+    spawns: dict[int, tuple[int, ...]] = {}
+    tables = plan_tables(now, wanted, tcp, reserved or {})
+    for task in wanted.tasks:
+        before = now.task(task.pid)
+        layout = plan_layout(before, task, now.files, world)
+        threads = plan_threads(before, task)
+        attributes = plan_attributes(before, task)
+        refusals += [*layout.refusals, *tables[task.pid].refusals, *attributes.refusals, *threads.refusals]
+        warnings += [*layout.warnings, *tables[task.pid].warnings]
+        found = (layout.batch, tables[task.pid].batch, attributes.process, attributes.threads, attributes.signals, attributes.timers)
+        batches |= {(name, task.pid): batch for name, batch in zip(STAGES, found, strict=True)}
+        ends[task.pid], spawns[task.pid] = threads.end, threads.spawn
+    order = [(name, task.pid) for name in STAGES for task in wanted.tasks]
+    stages = tuple(Stage(*key, tuple(batches[key].calls)) for key in order if batches[key].calls)
+    return Plan(stages, ends, spawns, tuple(refusals), tuple(warnings))
+
+
+def paths_of(now: Snapshot, wanted: Snapshot) -> set[str]:
+    """Files that the plan may have to map again: the caller says what stands there (in the target's root)."""
+    here = {task.pid: task for task in now.tasks}
+    return {path for task in wanted.tasks if task.pid in here for path in paths_to_check(here[task.pid], task)}
+
+
+def _tree(now: Snapshot, wanted: Snapshot) -> list[str]:
+    here, there = {task.pid: task for task in now.tasks}, {task.pid: task for task in wanted.tasks}
+    came = [f"task {pid} ({here[pid].comm}) has come since" for pid in sorted({*here} - {*there})]
+    went = [f"task {pid} ({there[pid].comm}) was there and is gone" for pid in sorted({*there} - {*here})]
+    recycled = [
+        f"task {pid} ({here[pid].comm}) is another process than task {pid} of the generation"
+        for pid in sorted({*here} & {*there})
+        if here[pid].start_ticks != there[pid].start_ticks
+    ]
+    advice = "children that came or went cannot be rolled back in place yet; ckpt restore --replace"
+    return [f"{line}: {advice}" for line in (*came, *went, *recycled)]

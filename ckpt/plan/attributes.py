@@ -1,0 +1,80 @@
+"""What is not memory, descriptor or register: attributes of a process and of each thread, pending signals, timers.
+
+Invariants
+ 1. Each kind says which calls turn its state of now into the wanted one; equal states cost nothing.
+ 2. Signals are queued again by the task itself, each thread's own by that thread: the kernel lets nobody forge a siginfo of
+    the kernel's for another (kernel/signal.c, do_rt_sigqueueinfo). What is pending now is drained first, by the executor,
+    which sees what really is there.
+ 3. Timers come after the drain, so that one that expires meanwhile is not lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ckpt.kinds.base import CannotUndo, TaskKind, task_kinds
+from ckpt.model import State, Task, Thread
+from ckpt.plan import batch as b
+from ckpt.plan.batch import Batch
+
+_SIGINFO = 128
+
+
+@dataclass(slots=True)
+class AttributePlan:
+    process: Batch = field(default_factory=Batch)
+    threads: Batch = field(default_factory=Batch)
+    signals: Batch = field(default_factory=Batch)
+    timers: Batch = field(default_factory=Batch)
+    refusals: list[str] = field(default_factory=list)
+
+
+def plan_attributes(now: Task, wanted: Task, kinds: Sequence[TaskKind] | None = None) -> AttributePlan:
+    plan = AttributePlan()
+    known = list(kinds) if kinds is not None else task_kinds()
+    here = {thread.tid: thread for thread in now.threads}
+    for kind in known:
+        who = f"task {wanted.pid} ({wanted.comm})"
+        if not kind.per_thread:
+            _one(plan, kind, now.attributes.get(kind.name), wanted.attributes.get(kind.name), 0, who)
+            continue
+        for thread in wanted.threads:
+            before = here[thread.tid].attributes.get(kind.name) if thread.tid in here else {}
+            _one(plan, kind, before, thread.attributes.get(kind.name), thread.tid, f"thread {thread.tid} of {who}")
+    _requeue(plan.signals, wanted)
+    return plan
+
+
+def _one(plan: AttributePlan, kind: TaskKind, now: State | None, wanted: State | None, tid: int, who: str) -> None:
+    if wanted is None or now == wanted:
+        return
+    target = plan.timers if "timer" in kind.name else plan.threads if tid else plan.process
+    try:
+        target.extend(kind.restore(now if now is not None else {}, wanted), tid)
+    except CannotUndo as error:
+        plan.refusals.append(f"{who}: {kind.name}: {error}; ckpt restore --replace")
+
+
+def _requeue(batch: Batch, task: Task) -> None:
+    for info in task.pending:
+        calls = Batch()
+        calls.add(b.NR_RT_SIGQUEUEINFO, task.pid, signal_number(info), info, note=f"queue signal {signal_number(info)} again")
+        batch.extend(calls.calls, task.pid)
+    for thread in task.threads:
+        for info in thread.pending:
+            calls = Batch()
+            note = f"queue signal {signal_number(info)} again for thread {thread.tid}"
+            calls.add(b.NR_RT_TGSIGQUEUEINFO, task.pid, thread.tid, signal_number(info), info, note=note)
+            batch.extend(calls.calls, thread.tid)
+
+
+def signal_number(info: bytes) -> int:
+    if len(info) != _SIGINFO:
+        raise ValueError(f"siginfo of {len(info)} bytes")
+    return int.from_bytes(info[:4], "little")
+
+
+def disturbed(threads: Iterable[Thread]) -> list[str]:
+    """Threads whose interrupted call does not continue quite as it would have."""
+    return [f"thread {thread.tid}: {thread.decision.reason}" for thread in threads if thread.decision.disturbed]
