@@ -37,9 +37,6 @@ static void alarmed(int signal) {
 
 static void *sender(void *argument) {
     (void)argument;
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, NULL);
     for (;;) {
         union sigval number = {.sival_ptr = (void *)(uintptr_t)queued};
         if (queued - handled < 64 && sigqueue(getpid(), SIGRTMIN + 1, number) == 0)
@@ -105,8 +102,12 @@ int main(void) {
     need(timer_settime(timer, 0, &period, NULL) == 0, "timer_settime");
     struct itimerval interval = {{0, 7000}, {0, 7000}};
     need(setitimer(ITIMER_REAL, &interval, NULL) == 0, "setitimer");
+    sigset_t all, old; /* the sender is born with everything blocked: signals are the main thread's */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
     pthread_t thread;
     need(pthread_create(&thread, NULL, sender, NULL) == 0, "pthread_create");
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
     one_burst();
     ready();
     for (;;) {
