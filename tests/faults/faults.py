@@ -17,22 +17,20 @@ SLOTS = 512
 #: The named points of the flow: ckpt_mark(name). The phase lasts until the next mark.
 #: Who adds a mark adds it here; who tests a kill picks from here.
 PHASES = {
-    "arm": "before the first injection: the process to be tracked is stopped, nothing of it is changed",
-    "inject": "inside the injection: registers of the thread point at the stub",
+    "preflight": "the target was looked at, nothing of it is changed",
+    "inject": "inside an injection: the thread's registers point at the stub",
     "injected": "after the injection: the thread has its own registers back",
     "batch": "a batch of remote calls is loaded, the thread is about to run it",
     "batch-done": "the batch ran, the thread is not yet itself again",
     "armed": "the userfaultfd stands and write-protects, no generation knows it",
-    "consume": "the record says consumed, the scan that consumes is next",
-    "frozen": "every thread is stopped",
-    "thaw": "everything is copied, threads are about to be let go",
-    "thawed": "the tree runs on, nothing is in the store",
-    "orphans": "page frames are in the store, no generation names them",
-    "published": "the generation is in the store, the baseline record does not say so yet",
-    "rollback": "the tree is frozen and journalled, nothing of it is changed",
-    "rollback-stage": "between two stages of a rollback's plan",
-    "rollback-pages": "mappings are back, pages are not",
-    "rollback-done": "everything is back, threads are about to be let go",
+    "consumed": "the record says consumed, the scan that consumes is next",
+    "precopied": "dirty pages were consumed and streamed to the store while the target ran",
+    "prepared": "the freeze is next",
+    "captured": "the tree runs on, everything is in ckpt's memory alone",
+    "parsed": "the raw bytes are understood",
+    "stored": "page frames are in the store as orphans, no generation names them",
+    "published": "the generation is in the store, the record does not say so yet",
+    "recorded": "the record says which generation is the baseline",
 }
 
 

@@ -1,0 +1,7 @@
+"""How tests start victims, ask them, and run ckpt. Everything that is started here is ended here, by its own pid."""
+
+from tests.harness.ckpt import Ckpt, Outcome
+from tests.harness.soak import SOAK, times
+from tests.harness.victim import Skipped, Victim, VictimError, WORKLOADS, build
+
+__all__ = ["SOAK", "WORKLOADS", "Ckpt", "Outcome", "Skipped", "Victim", "VictimError", "build", "times"]

@@ -197,8 +197,7 @@ def test_fdinfo_timerfd() -> None:
 
 def test_fdinfo_signalfd_inotify_scm() -> None:
     info = parse_fdinfo(
-        "pos:\t0\nflags:\t02\nsigmask:\t0000000000000200\nscm_fds: 2\n"
-        "inotify wd:1a ino:3f7e8 sdev:fe00000 mask:2 ignored_mask:0 \n"
+        "pos:\t0\nflags:\t02\nsigmask:\t0000000000000200\nscm_fds: 2\ninotify wd:1a ino:3f7e8 sdev:fe00000 mask:2 ignored_mask:0 \n"
     )
     assert (info.sigmask, info.scm_fds, info.inotify[0].wd, info.inotify[0].ino) == (0x200, 2, 0x1A, 0x3F7E8)
 

@@ -1,0 +1,55 @@
+"""Shared by all tests: scratch folders, victims, a ckpt of the test's own. No test touches a process that it did not start."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Ckpt, Skipped, Victim
+
+
+@pytest.fixture
+def ckpt(tmp_path: Path) -> Ckpt:
+    """The command with a store and a run-time folder in the test's scratch folder."""
+    return Ckpt(tmp_path)
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Iterator[Callable[..., Victim]]:
+    """victim("churn") -> a workload that is READY; ended after the test."""
+    with ExitStack() as stack:
+
+        def start(name: str, **options: object) -> Victim:
+            try:
+                return stack.enter_context(Victim.start(name, tmp_path / f"victim-{name}-{os.urandom(3).hex()}", **options))
+            except Skipped as reason:
+                pytest.skip(f"{name}: {reason}")
+
+        yield start
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A test that takes the fixture `victim` needs the right to ptrace and, for injection, root."""
+    if os.geteuid() == 0:
+        return
+    for item in items:
+        if "victim" in getattr(item, "fixturenames", ()) or "memops" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.skip(reason="needs root: acts on other processes"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A skip always says why; CKPT_NO_SKIP=1 turns any into a failure of the run (for CI)."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    for report in skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        terminalreporter.write_line(f"skipped {report.nodeid}: {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CKPT_NO_SKIP") and reporter is not None and reporter.stats.get("skipped") and exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,117 @@
+"""The command line of ckpt, as a person and a script run it: a process, its exit code, one JSON object or one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.faults.faults import Faults
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = (sys.executable, "-c", "import sys; from ckpt.cli.main import main; sys.exit(main())")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int  #: exit code; -9 = killed
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        assert self.code == 0, f"exit {self.code}: {self.err or self.out}"
+        return json.loads(self.out)
+
+    @property
+    def killed(self) -> bool:
+        return self.code == -signal.SIGKILL
+
+    def refused(self, code: int, *words: str) -> str:
+        """Asserts the documented exit code and exactly one line of error that names each of the words. Gives the line."""
+        text = self.err.strip()
+        assert "Traceback" not in self.err + self.out, f"a traceback is a bug:\n{self.err}{self.out}"
+        assert self.code == code, f"exit {self.code}, not {code}: {self.err}{self.out}"
+        assert text, f"exit {code} without a line on standard error"
+        assert len(text.splitlines()) == 1, f"more than one line:\n{text}"
+        for word in words:
+            assert word.lower() in text.lower(), f"{word!r} is not named: {text}"
+        return text
+
+
+class Ckpt:
+    """ckpt with a store and a run-time folder of its own."""
+
+    def __init__(self, folder: Path, store: Path | None = None) -> None:
+        self.folder = folder
+        self.store = store or folder / "store.db"
+        self.runtime = folder / "run"
+        self.environment = {
+            **os.environ,
+            "CKPT_STORE": str(self.store),
+            "CKPT_RUNTIME_DIR": str(self.runtime),
+            "PYTHONPATH": str(ROOT),
+            "COLUMNS": "400",
+            "NO_COLOR": "1",
+        }
+
+    def at(self, store: Path) -> Ckpt:
+        """The same, with another store: records and locks of targets are shared."""
+        return Ckpt(self.folder, store)
+
+    def start(self, *words: str | int | Path, faults: Faults | None = None, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*COMMAND, *map(str, words)],
+            env={**self.environment, **(faults.env() if faults else {}), **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self, process: subprocess.Popen[str], timeout_s: float = 120.0) -> Outcome:
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+            raise AssertionError(f"ckpt hangs: {err}{out}") from None
+        return Outcome(process.returncode, out, err)
+
+    def run(
+        self, *words: str | int | Path, faults: Faults | None = None, env: Mapping[str, str] | None = None, timeout_s: float = 120.0
+    ) -> Outcome:
+        return self.finish(self.start(*words, faults=faults, env=env), timeout_s)
+
+    def json(self, *words: str | int | Path, faults: Faults | None = None) -> Any:
+        return self.run(*words, "--json", faults=faults).json
+
+    # ---- what the tests do most ----
+
+    def snapshot(self, pid: int, *words: str, faults: Faults | None = None) -> dict[str, Any]:
+        made = self.json("snapshot", pid, *words, faults=faults)
+        pages = made["pages"]
+        assert pages["read"] == pages["zero"] + pages["deduplicated"] + pages["stored"], pages
+        return dict(made)
+
+    def exact(self, pid: int) -> dict[str, Any]:
+        """An incremental snapshot that compares, in the same freeze, every page with what the generation gives back."""
+        made = self.snapshot(pid, "--incremental", "--paranoid")
+        assert made["paranoid"]["wrong"] == 0, made
+        assert made["paranoid"]["compared"] > 0, made
+        return made
+
+    def generations(self) -> list[int]:
+        return sorted(one["number"] if "number" in one else one["generation"] for one in self.json("log")["generations"])
+
+    def sound(self) -> None:
+        """The store passes every check."""
+        done = self.run("fsck", "--full", "--json")
+        assert done.code == 0, f"fsck --full: exit {done.code}: {done.err}{done.out}"
+        assert json.loads(done.out)["problems"] == []

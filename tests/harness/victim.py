@@ -1,0 +1,233 @@
+"""A workload as the tests see it: started, READY, asked, ended. The protocol stands in tests/workloads/victim.h.
+
+A victim runs in a session of its own; ending it ends every process that is in the session or that descends from it, each by
+a pidfd that was opened while the process was known to be ours. Nothing is ever ended by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+HERE = Path(__file__).resolve().parents[1] / "workloads"
+BIN = HERE / "bin"
+#: The victims' Python is the plain interpreter: a victim is not a test.
+PYTHON = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
+
+
+class VictimError(AssertionError):
+    """The victim did not say what it should have said."""
+
+
+class Skipped(Exception):
+    """The victim cannot run here (exit 77); `str()` is its reason."""
+
+
+#: name -> command; {folder} is a scratch folder. Everything here answers "verify".
+WORKLOADS: Mapping[str, tuple[str, ...]] = {
+    "counter": ("bin/counter", "{folder}/counter.txt"),
+    "threads4": ("bin/threads4",),
+    "registers": ("bin/registers",),
+    "mappings": ("bin/mappings", "{folder}"),
+    "threads200": ("bin/threads", "200", "sleepy"),
+    "busy16": ("bin/threads", "16", "busy"),
+    "family": ("bin/family",),
+    "churn": ("bin/churn", "{folder}"),
+    "sleeper": ("bin/sleeper", "10"),
+    "epoll": ("bin/epoll",),
+    "waits": ("bin/waits",),
+    "signals": ("bin/signals",),
+    "python-threads": (PYTHON, "python_threads.py", "{folder}/progress.txt"),
+    "python-asyncio": (PYTHON, "python_asyncio.py"),
+    "redis": (PYTHON, "redis_victim.py", "{folder}", "2000"),
+}
+#: ckpt acts on this process, not on the one that speaks the protocol: redis is a child of its driver.
+ROOT_IS_CHILD = {"redis"}
+
+
+def build() -> None:
+    """Builds the C victims (make does nothing where nothing changed)."""
+    subprocess.run(["make", "-s", "-C", str(HERE)], check=True)
+
+
+def children(pid: int) -> list[int]:
+    """Living children of all threads of a process."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            found += [int(word) for word in (thread / "children").read_text().split()]
+    return found
+
+
+def stat_fields(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the third (state) on."""
+    text = Path(f"/proc/{pid}/stat").read_text()
+    return text[text.rindex(")") + 2 :].split()
+
+
+class Victim:
+    """A running workload; a context manager. `pid` is the root of the tree that ckpt acts on."""
+
+    def __init__(
+        self, command: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s: float = 60.0, child: bool = False
+    ) -> None:
+        self.command = list(command)
+        self.timeout_s = timeout_s
+        self._buffer = b""
+        self._pidfds: dict[int, int] = {}
+        self.process = subprocess.Popen(
+            self.command,
+            cwd=HERE,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
+            env={**os.environ, **(env or {})},
+        )
+        self.leader = self.process.pid
+        try:
+            first = self.line()
+            if first.startswith("SKIP "):
+                raise Skipped(first[5:])
+            if first.split()[0] != "READY":
+                raise VictimError(f"{self.command}: said {first!r} in place of READY")
+            words = first.split()
+            self.pid = int(words[1]) if child else self.leader
+            self.note()
+        except BaseException:
+            self.end()
+            raise
+
+    @classmethod
+    def start(cls, name: str, folder: Path, **options: object) -> Victim:
+        """A workload by its name in WORKLOADS."""
+        build()
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [word.replace("{folder}", str(folder)) for word in WORKLOADS[name]]
+        if command[0].startswith("bin/"):
+            command[0] = str(HERE / command[0])
+        return cls(command, child=name in ROOT_IS_CHILD, **options)  # type: ignore[arg-type]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.end()
+
+    # ---- the protocol ----
+
+    def line(self, timeout_s: float | None = None) -> str:
+        """The next line that the victim says."""
+        deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+        assert self.process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    raise VictimError(f"{self.command}: silent; {self.describe()}")
+                got = os.read(self.process.stdout.fileno(), 65536)
+                if not got:
+                    raise VictimError(f"{self.command}: ended with {self.process.wait(10)} after {self._buffer!r}")
+                self._buffer += got
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        return line.decode(errors="replace")
+
+    def ask(self, question: str, timeout_s: float | None = None) -> str:
+        """One question, one answer."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(question.encode() + b"\n")
+        except BrokenPipeError:
+            raise VictimError(f"{self.command}: gone, exit {self.process.wait(10)}") from None
+        return self.line(timeout_s)
+
+    def verify(self) -> None:
+        """Lets the victim check its own state; raises VictimError with its reason."""
+        answer = self.ask("verify")
+        if answer != "PASS":
+            raise VictimError(f"{Path(self.command[0]).name}: {answer}")
+
+    # ---- what it is ----
+
+    def alive(self) -> bool:
+        try:
+            return stat_fields(self.pid)[0] not in "ZX"
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+    def start_ticks(self) -> int:
+        return int(stat_fields(self.pid)[19])
+
+    def tracer(self) -> int:
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("TracerPid"))
+
+    def tids(self) -> set[int]:
+        return {int(entry.name) for entry in Path(f"/proc/{self.pid}/task").iterdir()}
+
+    def states(self) -> set[str]:
+        """The states of all threads of the tree: a 't' or 'T' is a thread that somebody stopped."""
+        found = set()
+        for pid in self.tree():
+            with contextlib.suppress(OSError):
+                for thread in Path(f"/proc/{pid}/task").iterdir():
+                    text = (thread / "stat").read_text()
+                    found.add(text[text.rindex(")") + 2])
+        return found
+
+    def tree(self) -> list[int]:
+        """The root and all its living descendants."""
+        found = [self.pid]
+        for pid in found:
+            found += [one for one in children(pid) if one not in found]
+        return found
+
+    def describe(self) -> str:
+        try:
+            fields = stat_fields(self.leader)
+            return f"state {fields[0]}, tracer {self.tracer()}, exit {self.process.poll()}"
+        except (OSError, StopIteration, AttributeError):
+            return f"gone, exit {self.process.poll()}"
+
+    # ---- the end ----
+
+    def _session(self) -> Iterable[int]:
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError, ValueError):
+                    if int(stat_fields(int(entry.name))[3]) == self.leader:
+                        yield int(entry.name)
+
+    def note(self) -> None:
+        """Opens a pidfd for every process that is ours now."""
+        queue = [self.leader, *self._session()]
+        for pid in queue:
+            queue += [one for one in children(pid) if one not in queue]
+            if pid not in self._pidfds:
+                with contextlib.suppress(OSError):
+                    self._pidfds[pid] = os.pidfd_open(pid)
+
+    def end(self) -> None:
+        """SIGKILL to every process of the victim, and waits for the leader."""
+        for _ in range(3):  # a child may be born while we look
+            self.note()
+            for pidfd in self._pidfds.values():
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        self.process.wait(30)
+        for pidfd in self._pidfds.values():
+            os.close(pidfd)
+        self._pidfds.clear()
