@@ -14,21 +14,28 @@
  *  5. Rows come from ckpt/syscalls/table.py, sorted by number; what is not in the table is left alone. The rules are
  *     those of ckpt/syscalls/decide.py, which tells them in words; a test holds the two equal.
  */
+#include "restart.h"
 #include "internal.h"
 #include <errno.h>
 #include <stddef.h>
+
+static const struct restart_row table[] = {
 #include "restart_table.inc"
+};
+static const size_t rows = sizeof table / sizeof *table;
+
+enum { IORING_ENTER_EXT_ARG_BIT = 1 << 3 };
 
 static const struct restart_row *row_of(int64_t nr) {
-    size_t low = 0, high = sizeof restart_rows / sizeof *restart_rows, rows = high;
+    size_t low = 0, high = rows;
     while (low < high) {
         size_t middle = (low + high) / 2;
-        if (restart_rows[middle].nr < nr)
+        if (table[middle].nr < nr)
             low = middle + 1;
         else
             high = middle;
     }
-    return low < rows && restart_rows[low].nr == nr ? &restart_rows[low] : NULL;
+    return low < rows && table[low].nr == nr ? &table[low] : NULL;
 }
 
 static uint64_t argument(const struct user_regs_struct *regs, unsigned index) {
@@ -37,38 +44,37 @@ static uint64_t argument(const struct user_regs_struct *regs, unsigned index) {
 }
 
 /* Whether the call would give up by itself after a time that runs from its start. */
-static bool is_finite(const struct restart_row *row, const struct user_regs_struct *regs) {
+static bool waits_for_a_time(const struct restart_row *row, const struct user_regs_struct *regs) {
     uint64_t value = argument(regs, row->timeout_arg);
-    switch ((enum restart_timeout)row->timeout) {
-    case RESTART_T_NONE:
-    case RESTART_T_TIMESPEC_ABS: return false;
-    case RESTART_T_MS: return (int32_t)value >= 0;
-    case RESTART_T_TIMESPEC:
-    case RESTART_T_TIMEVAL: return value != 0;
-    case RESTART_T_SOCKOPT: return true;
-    case RESTART_T_EXT_ARG: return (argument(regs, 3) & RESTART_EXT_ARG) != 0;
+    switch ((enum timeout_form)row->timeout_form) {
+    case TIMEOUT_NONE: return false;
+    case TIMEOUT_MS: return (int32_t)value >= 0;
+    case TIMEOUT_TIMESPEC: return value != 0;
+    case TIMEOUT_SOCKET: return true;
+    case TIMEOUT_EXT_ARG: return (value & IORING_ENTER_EXT_ARG_BIT) != 0;
     }
     return true;
 }
 
-static bool is_short(const struct restart_row *row, const struct user_regs_struct *regs, int64_t count) {
-    if (row->wanted_arg == RESTART_NO_ARG || count <= 0 || count >= (int64_t)argument(regs, row->wanted_arg))
+static bool may_be_short(const struct restart_row *row, const struct user_regs_struct *regs, int64_t shown) {
+    uint64_t flags = argument(regs, row->flags_arg);
+    if ((flags & row->flags_need) != row->flags_need || (flags & row->flags_veto))
         return false;
-    return row->flags_arg == RESTART_NO_ARG || (argument(regs, row->flags_arg) & RESTART_WAITALL);
+    return row->wanted_arg == NO_ARG || (uint64_t)shown < argument(regs, row->wanted_arg);
 }
 
 static void decide(const struct restart_row *row, const struct user_regs_struct *regs, int deliverable, struct ckpt_decision *decision) {
     int64_t shown = decision->shown;
-    unsigned flags = row ? row->flags : 0;
+    unsigned family = row ? row->family : 0;
     if (shown == -512 || shown == -513 || shown == -514 || shown == -516) {
         decision->action = CKPT_RESTART;
-        decision->disturbed = (flags & RESTART_FULL) && is_finite(row, regs) && !deliverable;
-    } else if (shown == -EINTR && (flags & RESTART_EINTR)) {
+        decision->disturbed = shown == -514 && (family & FAMILY_FULL) && waits_for_a_time(row, regs);
+    } else if (shown == -EINTR && (family & FAMILY_EINTR)) {
         decision->action = CKPT_RESTART;
         decision->value = -514;
-        decision->disturbed = !deliverable && is_finite(row, regs);
-    } else if (row && is_short(row, regs, shown)) {
-        decision->disturbed = !deliverable;
+        decision->disturbed = waits_for_a_time(row, regs);
+    } else if (shown > 0 && (family & FAMILY_PARTIAL)) {
+        decision->disturbed = !deliverable && may_be_short(row, regs, shown);
     }
 }
 

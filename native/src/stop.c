@@ -76,7 +76,7 @@ int thread_interrupt(ckpt_tree *tree, struct thread *thread) {
     return 0;
 }
 
-/* Asked only where it matters: with a handler pending, a short count or an EINTR is genuine. */
+/* Only a positive result can need it: a short count with a handler pending is genuine. */
 static int deliverable(ckpt_tree *tree, const struct thread *thread) {
     char name[NAME_ROOM];
     proc_name(name, "task/", (uint64_t)thread->tid, "/status");
@@ -90,7 +90,7 @@ static int deliverable(ckpt_tree *tree, const struct thread *thread) {
 static int decide(ckpt_tree *tree, struct thread *thread) {
     struct ckpt_decision *decision = &thread->decision;
     ckpt_decide((const uint64_t *)(const void *)&thread->regs, 0, decision);
-    if (decision->disturbed)
+    if (decision->disturbed && decision->shown > 0)
         ckpt_decide((const uint64_t *)(const void *)&thread->regs, deliverable(tree, thread), decision);
     if (thread->group_stopped && decision->shown == -EINTR) {
         decision->action = CKPT_KEEP;
