@@ -1,0 +1,96 @@
+"""Ask the store: a canned query by name, or any SELECT; without either, the canned queries are listed."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ckpt.cli import output
+from ckpt.cli.options import JsonOption, StoreOption
+
+if TYPE_CHECKING:
+    from ckpt.history.analysis import Answer
+
+_HEX = ("start", "end", "address")
+
+
+def command(
+    query: Annotated[
+        str | None, typer.Argument(metavar="[NAME | SQL]", help="A canned query or a SELECT over the store's tables.", show_default=False)
+    ] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[ARGUMENT]...", help="Its parameters: in order, or name=value.", show_default=False)
+    ] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
+    limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=0, help="At most N rows; 0 = all.")] = 0,
+    time_limit: Annotated[float, typer.Option("--time-limit", metavar="SECONDS", min=0.01, help="Give up after so long.")] = 30.0,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    from ckpt.errors import UsageError
+    from ckpt.history import analysis
+    from ckpt.history.open import open_store
+
+    if csv and json:
+        raise UsageError("--csv or --json, not both")
+    if query is None:
+        _list(json)
+        return
+    if " " in query.strip():
+        sql, values = query, [analysis.plain_value(word) for word in arguments or []]
+    else:
+        canned = analysis.find_canned(query)
+        sql, values = canned.sql, analysis.bind(canned, arguments or [])
+    with open_store(store) as history:
+        answer = analysis.run_sql(history, sql, values, limit_s=time_limit, max_rows=limit)
+    if json:
+        rows = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
+        output.print_json({"columns": answer.columns, "rows": rows, "cut": answer.cut})
+    elif csv:
+        import csv as writer
+
+        lines = writer.writer(sys.stdout)
+        lines.writerow(answer.columns)
+        lines.writerows(answer.rows)
+    else:
+        _print(answer)
+
+
+def _list(json: bool) -> None:
+    from ckpt.history.analysis import canned_queries, usage
+
+    queries = canned_queries()
+    if json:
+        output.print_json({"queries": {name: {"description": q.description, "parameters": dict(q.parameters)} for name, q in queries.items()}})
+        return
+    drawn = output.table("QUERY", "PARAMETERS", "WHAT IT TELLS*")
+    for query in queries.values():
+        output.row(drawn, query.name, usage(query) if query.parameters else "", query.description)
+    output.show(drawn)
+
+
+def _print(answer: Answer) -> None:
+    numeric = [all(isinstance(row[place], int | float | None) for row in answer.rows) for place in range(len(answer.columns))]
+    columns = [name + (">" if number and answer.rows else "*") for name, number in zip(answer.columns, numeric, strict=True)]
+    drawn = output.table(*columns)
+    for row in answer.rows:
+        output.row(drawn, *(_cell(name, item) for name, item in zip(answer.columns, row, strict=True)))
+    output.show(drawn)
+    if not answer.rows:
+        output.note("no rows")
+    elif answer.cut:
+        output.note(f"only the first {len(answer.rows)} rows (--limit)")
+
+
+def _cell(column: str, item: Any) -> str:
+    if item is None:
+        return ""
+    if isinstance(item, int) and column in _HEX:
+        return f"{item & (1 << 64) - 1:x}"
+    if isinstance(item, bytes):
+        return item[:16].hex() + ("…" if len(item) > 16 else "")
+    if isinstance(item, float):
+        return f"{item:.3f}".rstrip("0").rstrip(".")
+    return str(item)
