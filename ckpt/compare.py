@@ -7,7 +7,8 @@ by number, mappings by where they start, attributes by kind. Identities that mea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping as MappingABC, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Mapping as MappingABC
 from dataclasses import dataclass
 from struct import Struct
 from typing import Any, TypeVar

@@ -1,4 +1,4 @@
-"""What changed between two generations: threads, mappings, descriptors, attributes, pages."""
+"""What changed between two generations, pages included."""
 
 from __future__ import annotations
 
@@ -81,7 +81,11 @@ def _fields_text(fields: Sequence[Field], full: bool) -> str:
     from ckpt.compare import REGISTERS
 
     shown = [item for item in fields if full or item.name not in REGISTERS or item.name in _TELLING]
-    parts = [f"{item.name} {_value(item.name, item.before)} -> {_value(item.name, item.after)}" for item in shown if full or item.name != "xstate"]
+    parts = [
+        f"{item.name} {_value(item.name, item.before)} -> {_value(item.name, item.after)}"
+        for item in shown
+        if full or item.name != "xstate"
+    ]
     hidden = len(fields) - len(shown)
     if hidden:
         parts.append(f"{hidden} more registers")
@@ -108,9 +112,9 @@ def _value(name: str, item: Any) -> str:
     if name == "syscall.args":
         return "(" + ", ".join(f"{value:x}" for value in item) + ")"
     if name == "syscall.nr":
-        from ckpt.syscalls import table
+        from ckpt.syscalls import names
 
-        return "none" if item < 0 else table.name(item)
+        return "none" if item < 0 else names.name(item)
     text = str(item)
     return text if len(text) <= 48 else text[:45] + "..."
 
@@ -123,7 +127,13 @@ def _pages(changes: Sequence[PageChanges], addresses: bool) -> None:
     output.heading("pages", f"{output.pages(changed)} changed, {output.pages(gone)} gone ({output.size((changed + gone) * 4096)})")
     drawn = output.table("PID>", "START>", "PERM", "CHANGED>", "GONE>", "MAPPING*")
     for item in sorted(changes, key=lambda each: (each.pid, each.start)):
-        cells = (item.pid or "", f"{item.start:x}", item.permissions, output.pages(item.changed), output.pages(item.gone) if item.gone else "")
+        cells = (
+            item.pid or "",
+            f"{item.start:x}",
+            item.permissions,
+            output.pages(item.changed),
+            output.pages(item.gone) if item.gone else "",
+        )
         output.row(drawn, *cells, item.name)
         if addresses:
             for address, count in item.ranges:

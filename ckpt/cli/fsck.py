@@ -1,4 +1,4 @@
-"""Check the store; --full reads every page, --repair saves what can be saved."""
+"""Check the store; --full reads every page, --repair saves the rest."""
 
 from __future__ import annotations
 

@@ -65,17 +65,17 @@ class _Commands(TyperGroup):
         return _load(cmd_name) if cmd_name in command_help() else None
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(command_help().items()))
+        if helps := command_help():
+            with formatter.section("Commands"):
+                formatter.write_dl(list(helps.items()))
 
 
 def _group() -> Any:
+    """The click group with everything in it; made anew for each run."""
     app = typer.Typer(cls=_Commands, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False, help=_HELP)
 
     @app.callback(invoke_without_command=True)
-    def root(
-        context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version and leave.")
-    ) -> None:
+    def root(context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:
         if version:
             from importlib.metadata import version as version_of
 
@@ -90,7 +90,9 @@ def _group() -> Any:
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line; returns its exit code. Raises nothing."""
     try:
-        result = _group().main(args=list(arguments), prog_name="ckpt", standalone_mode=False)
+        group = _group()
+        with group.make_context("ckpt", list(arguments)) as context:  # not main(): that answers a broken pipe and ^C itself
+            result = group.invoke(context)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except typer.Exit as leave:

@@ -84,7 +84,11 @@ def table(*columns: str | None, widths: Mapping[str, int] | None = None) -> Tabl
         name = column.rstrip(">*")
         least = max(len(name), (widths or {}).get(column, 0))
         drawn.add_column(
-            name, justify="right" if column.endswith(">") else "left", no_wrap=True, overflow="ellipsis", min_width=None if gives_way else least
+            name,
+            justify="right" if column.endswith(">") else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            min_width=None if gives_way else least,
         )
     return drawn
 
@@ -117,7 +121,8 @@ def progress(title: str) -> Iterator[Progress]:
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
-    from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
     started = time.monotonic()
     bar = Bar(TextColumn(title), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), console=console(stderr=True), transient=True)
@@ -178,5 +183,5 @@ def when(ns: int) -> str:
 
 
 def share(part: int, whole: int) -> str:
-    """"87 %"; "-" of nothing."""
+    """ "87 %"; "-" of nothing."""
     return "-" if whole == 0 else f"{100 * part / whole:.0f} %"

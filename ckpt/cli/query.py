@@ -1,4 +1,4 @@
-"""Ask the store: a canned query by name, or any SELECT; without either, the canned queries are listed."""
+"""Ask the store: a canned query by name, or any SELECT."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def command(
         _list(json)
         return
     if " " in query.strip():
-        sql, values = query, [analysis.plain_value(word) for word in arguments or []]
+        sql = query
+        values: Any = [analysis.plain_value(word) for word in arguments or []]
     else:
         canned = analysis.find_canned(query)
         sql, values = canned.sql, analysis.bind(canned, arguments or [])
@@ -63,7 +64,9 @@ def _list(json: bool) -> None:
 
     queries = canned_queries()
     if json:
-        output.print_json({"queries": {name: {"description": q.description, "parameters": dict(q.parameters)} for name, q in queries.items()}})
+        output.print_json(
+            {"queries": {name: {"description": q.description, "parameters": dict(q.parameters)} for name, q in queries.items()}}
+        )
         return
     drawn = output.table("QUERY", "PARAMETERS", "WHAT IT TELLS*")
     for query in queries.values():

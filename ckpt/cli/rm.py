@@ -1,4 +1,4 @@
-"""Remove generations; tagged ones are refused. The others stay whole."""
+"""Remove generations; tagged ones are refused."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from ckpt.cli.options import JsonOption, LineageOption, PidOption, StoreOption
 def command(
     gens: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[GEN | A..B]...", help="Numbers, tags, latest~2, NAME@latest; A..B is all from A to B.", show_default=False),
+        typer.Argument(
+            metavar="[GEN | A..B]...", help="Numbers, tags, latest~2, NAME@latest; A..B is all from A to B.", show_default=False
+        ),
     ] = None,
     keep: Annotated[
         str | None,
-        typer.Option("--keep", metavar="POLICY", help='Remove what a policy does not keep: "last=10,hourly=24,tagged".', show_default=False),
+        typer.Option(
+            "--keep", metavar="POLICY", help='Remove what a policy does not keep: "last=10,hourly=24,tagged".', show_default=False
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     lineage: LineageOption = None,

@@ -1,8 +1,8 @@
-"""Show one generation: what was running, what each thread continues with, what it held."""
+"""Show one generation: its processes, threads, mappings, descriptors."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -114,7 +114,7 @@ def _descriptors(told: Details) -> None:
         output.show(drawn)
 
 
-def _by_pid(rows: Sequence[dict[str, object]], told: Details) -> list[tuple[str, list[dict[str, object]]]]:
+def _by_pid(rows: Sequence[dict[str, Any]], told: Details) -> list[tuple[str, list[dict[str, Any]]]]:
     """Rows of each process, with a heading where there are several."""
     several = len(told.processes) > 1
     return [

@@ -1,4 +1,4 @@
-"""How large the store is, what deduplication and compression save, lineage by lineage."""
+"""How large the store is and what deduplication saves."""
 
 from __future__ import annotations
 

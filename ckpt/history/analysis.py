@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping as MappingABC, Sequence
+from collections.abc import Iterable, Sequence
+from collections.abc import Mapping as MappingABC
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ def _of_task(runs: list[tuple[int, int, int]], old: Task, new: Task) -> Iterable
     private = [item for item in new.mappings if item.backing.kind != "object"]
     for mapping, inside in _split(runs, private):
         yield from _changes(new.pid, new.mm, mapping_name(mapping), mapping.start, mapping.end, permissions(mapping), inside)
-    left = [run for run in _outside(runs, private)]
+    left = list(_outside(runs, private))
     for mapping, inside in _split(left, [item for item in old.mappings if item.backing.kind != "object"]):
         title = f"{mapping_name(mapping)} (gone)"
         yield from _changes(new.pid, old.mm, title, mapping.start, mapping.end, permissions(mapping), inside)
@@ -283,7 +284,9 @@ def _sql_error(error: sqlite3.Error, limit_s: float, connection: sqlite3.Connect
         return UsageError("ckpt query reads: it takes one SELECT")
     if text.startswith("no such table"):
         connection.set_authorizer(None)
-        tables = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%' ORDER BY name")
+        tables = connection.execute(
+            "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%' ORDER BY name"
+        )
         return UsageError(f"{text}: there is {', '.join(row[0] for row in tables)}")
     if isinstance(error, sqlite3.DatabaseError) and ("malformed" in text or "not a database" in text):
         return CkptError(f"{text}: ckpt fsck tells more")

@@ -188,8 +188,8 @@ def _read_mapping(row: Sequence[Any]) -> Mapping:
     start, end, prot, flags, name, kind, *rest = row
     if not rest:
         return Mapping(start, end, prot, flags, Backing(kind), name)
-    *identity, deleted = rest
-    return Mapping(start, end, prot, flags, Backing(kind, *identity, deleted=bool(deleted)), name)
+    path, dev, ino, offset, size, mtime_ns, deleted = rest
+    return Mapping(start, end, prot, flags, Backing(kind, path, dev, ino, offset, size, mtime_ns, bool(deleted)), name)
 
 
 _READERS: dict[int, Callable[[dict[str, Any]], Snapshot]] = {1: _read_1}

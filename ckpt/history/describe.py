@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt.history.rows import file_summary
 from ckpt.model import OpenFile, Snapshot, SyscallState, Task, Thread
-from ckpt.syscalls import table
+from ckpt.syscalls import names
 
 if TYPE_CHECKING:
     from ckpt.history.open import Generation, History
@@ -100,7 +100,7 @@ def details(history: History, generation: Generation, snapshot: Snapshot) -> Det
 
 def call_text(syscall: SyscallState) -> str:
     """What a thread was doing: "user space", or its call by name."""
-    return "user space" if syscall.phase == "user" or syscall.nr < 0 else table.name(syscall.nr)
+    return "user space" if syscall.phase == "user" or syscall.nr < 0 else names.name(syscall.nr)
 
 
 def _thread(task: Task, thread: Thread) -> Row:

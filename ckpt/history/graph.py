@@ -39,7 +39,7 @@ def draw(nodes: Iterable[Node]) -> Iterator[tuple[str, int | None]]:
             own = waiting[0]
         else:
             own = lanes.index(None) if None in lanes else len(lanes)
-            lanes[own:own + 1] = [node.number]
+            lanes[own : own + 1] = [node.number]
         yield _line(lanes, own), node.number
         lanes[own] = node.parent if node.parent in known else None
         while lanes and lanes[-1] is None:

@@ -35,9 +35,7 @@ class Known(Protocol):
 AnyKnown = TypeVar("AnyKnown", bound=Known)
 
 
-def resolve(
-    spec: str, generations: Sequence[Known], tags: Mapping[str, int], *, pid: int | None = None, lineage: str | None = None
-) -> int:
+def resolve(spec: str, generations: Sequence[Known], tags: Mapping[str, int], *, pid: int | None = None, lineage: str | None = None) -> int:
     """The number that `spec` means. Raises NotFoundError (unknown, or it fits several) and UsageError (no GEN at all)."""
     match = _SPEC.fullmatch(spec.strip())
     if match is None:
@@ -123,7 +121,7 @@ def _latest(base: str, generations: Sequence[Known]) -> int:
 
 
 def _candidates(groups: Mapping[str, Sequence[Known]]) -> str:
-    """"say redis-server@latest or --pid 4121 (redis-server)": newest first, at most six."""
+    """ "say redis-server@latest or --pid 4121 (redis-server)": newest first, at most six."""
     names = [group[-1].command for group in groups.values()]
     texts = []
     for group in reversed(list(groups.values())):

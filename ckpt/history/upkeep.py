@@ -81,7 +81,7 @@ def _newest_of_periods(newest_first: Sequence[Kept], period: str, limit: int) ->
     return list(newest.values())[:limit]
 
 
-def apply_policy(history: History, policy: Policy, lineage: str | None = None) -> list[int]:
+def apply(history: History, policy: Policy, lineage: str | None = None) -> list[int]:
     """Removes what the policy does not keep (of one lineage, or of all); returns the removed numbers."""
     return remove(history, superfluous(policy, history.generations(lineage), history.store.tags().values()))
 

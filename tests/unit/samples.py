@@ -66,7 +66,9 @@ def large(threads: int = 200, mappings: int = 400) -> Snapshot:
     """As large as real programs get: every thread with xstate of its own contents."""
     one = task(threads=1)
     many = tuple(
-        replace(thread(4121 + n), xstate=bytes(512) + n.to_bytes(8, "little") * 64 + bytes(1672), regs=(n * 7919).to_bytes(8, "little") * 27)
+        replace(
+            thread(4121 + n), xstate=bytes(512) + n.to_bytes(8, "little") * 64 + bytes(1672), regs=(n * 7919).to_bytes(8, "little") * 27
+        )
         for n in range(threads)
     )
     maps = tuple(
@@ -83,7 +85,9 @@ INT = st.integers(-(2**63), 2**63 - 1)
 SMALL = st.integers(0, 2**31)
 TEXTS = st.text(max_size=12)
 JSON: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | INT | TEXTS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=5
+    st.none() | st.booleans() | INT | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=5,
 )
 STATES = st.dictionaries(TEXTS, JSON, max_size=3)
 ATTRIBUTES = st.dictionaries(TEXTS, STATES, max_size=2)
@@ -92,9 +96,7 @@ PENDING = st.lists(BLOBS, max_size=2).map(tuple)
 
 BACKINGS = st.builds(Backing, st.sampled_from(["anonymous", "file", "object", "kernel"]), TEXTS, U64, U64, U64, U64, INT, st.booleans())
 MAPPINGS = st.builds(Mapping, U64, U64, SMALL, SMALL, BACKINGS, TEXTS)
-CALLS = st.builds(
-    SyscallState, st.sampled_from(["user", "call"]), INT, st.lists(U64, max_size=6).map(tuple), INT, st.none() | INT, STATES
-)
+CALLS = st.builds(SyscallState, st.sampled_from(["user", "call"]), INT, st.lists(U64, max_size=6).map(tuple), INT, st.none() | INT, STATES)
 DECISIONS = st.builds(RetvalDecision, st.sampled_from(Action), INT, TEXTS, st.booleans())
 THREADS = st.builds(Thread, SMALL, U64, BLOBS, BLOBS, U64, PENDING, CALLS, DECISIONS, ATTRIBUTES)
 DESCRIPTORS = st.builds(Descriptor, SMALL, st.booleans(), SMALL)

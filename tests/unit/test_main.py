@@ -54,10 +54,10 @@ def test_an_error_with_json_is_one_object_and_one_line() -> None:
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    def main(**options: Any) -> None:
+    def make_context(*arguments: Any) -> None:
         raise error
 
-    monkeypatch.setattr(frame, "_group", lambda: SimpleNamespace(main=main))
+    monkeypatch.setattr(frame, "_group", lambda: SimpleNamespace(make_context=make_context))
 
 
 @pytest.mark.parametrize(

@@ -111,9 +111,10 @@ def test_tags_that_would_read_as_something_else(name: str) -> None:
 @given(st.text(max_size=12))
 def test_any_text_resolves_or_is_refused_by_one_error(spec: str) -> None:
     try:
-        assert resolve(spec, BOTH, TAGS) in {item.number for item in BOTH}
-    except CkptError as error:
-        assert "\n" not in repr(str(error))[1:-1].replace("\\n", "")
+        number = resolve(spec, BOTH, TAGS)
+    except CkptError:
+        return
+    assert number in {item.number for item in BOTH}
 
 
 @given(st.from_regex(r"[A-Za-z0-9_.:/+@~-]{1,8}", fullmatch=True))
