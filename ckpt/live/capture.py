@@ -77,6 +77,19 @@ class Capture:
         return Parser(raw, spaces).snapshot(self.tree.pid, self.taken_at)
 
 
+def capture_layout(tree: core.Tree, parent: Snapshot | None, *, questions: bool = True) -> Snapshot:
+    """The tree without its pages: inside the caller's freeze, or in a short one of its own (some 200 us).
+
+    `parent`: the generation whose numbers of spaces are to be kept. `questions` False: inject nothing.
+    """
+    owners = {thread.mm: thread.pid for thread in reversed(tree.threads())}
+    tracks = [core.Track(pid, core.NONE, -1, 0, fresh=False) for _mm, pid in sorted(owners.items())]
+    capture = Capture(tree, tracks, no_inject=not questions)
+    with core.Sink(256, "/tmp") as sink:
+        capture.run(sink)
+        return capture.parse(sink, Spaces(tree.threads(), parent))
+
+
 class Parser:
     def __init__(self, raw: RawCapture, spaces: Spaces) -> None:
         self.raw, self.spaces, self.table = raw, spaces, table()

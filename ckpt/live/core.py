@@ -20,6 +20,7 @@ from native._native import ffi, lib
 UFFD = int(lib.CKPT_TRACK_UFFD)
 COMPARE = int(lib.CKPT_TRACK_COMPARE)
 SOFT_DIRTY = int(lib.CKPT_TRACK_SOFT_DIRTY)
+NONE = int(lib.CKPT_TRACK_NONE)
 CURSOR_END = 2**64 - 1
 FEATURES: tuple[str, ...] = (
     "pagemap_scan",
@@ -262,6 +263,10 @@ class Tree:
         position, raw = ffi.new("uint64_t *", cursor), ffi.new("struct ckpt_scan_result *")
         self.check(int(lib.ckpt_precopy(self.handle, track.raw(), sink.handle, position, raw)))
         return int(position[0]), ScanResult(int(raw.resident), int(raw.written), int(raw.absent), int(raw.ns))
+
+    def signal(self, pid: int, number: int) -> None:
+        """A signal to a process of the tree, by pidfd: never to a stranger with a recycled number."""
+        self.check(int(lib.ckpt_tree_signal(self.handle, pid, number)))
 
     def capture(self, options: CaptureOptions, sink: Sink) -> dict[str, int]:
         """Freeze, raw bytes, scan, copy, thaw. Returns nanoseconds by phase; `stop` is the whole frozen time."""
