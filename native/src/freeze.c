@@ -190,6 +190,15 @@ static int check_alive(ckpt_tree *tree, pid_t pid) {
     return tree_fail(tree, -ESRCH, task && task->zombie ? "zombie" : "freeze", wanted, 0, -1, 0, NULL);
 }
 
+/* What a killed ckpt left inside the processes goes before anybody looks at them (settle.c). */
+static int settle(ckpt_tree *tree, pid_t pid) {
+    int error = 0;
+    for (size_t i = 0; i < tree->task_count && !error; i++)
+        if (!tree->tasks[i].zombie && (!pid || tree->tasks[i].pid == pid))
+            error = remote_settle(tree, &tree->tasks[i]);
+    return error;
+}
+
 static int attempt(ckpt_tree *tree, pid_t pid, pid_t *ret_slow) {
     *ret_slow = unstoppable(tree, pid);
     if (*ret_slow)
@@ -201,6 +210,8 @@ static int attempt(ckpt_tree *tree, pid_t pid, pid_t *ret_slow) {
         error = check_alive(tree, pid);
     if (!error && !pid)
         error = tree_index_memories(tree);
+    if (!error)
+        error = settle(tree, pid);
     if (error) {
         release(tree, pid);
         restore_priority(tree);

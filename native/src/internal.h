@@ -39,6 +39,11 @@ struct bridge {
     ckpt_addr_t data;
     size_t code_bytes, data_bytes;
     bool persistent;   /* begun by ckpt_remote_begin: calls do not end it */
+    bool writable;     /* a batch ran: the data part is RW */
+    uint32_t slots;    /* one thread each */
+    size_t slot_bytes; /* of data, per slot */
+    ckpt_addr_t tail, tail_end; /* free bytes behind the vdso's image: note and stub; 0 = not looked for */
+    uint64_t caught;   /* SigCgt of the process: which stop signal is free */
 };
 
 struct task {
@@ -138,6 +143,14 @@ int tree_fail(ckpt_tree *tree, int error, const char *step, pid_t pid, pid_t tid
 /* One system call in a stopped thread by the stub in the vdso's tail; on return the thread is STOPPED at an
  * equivalent of EVENT_STOP with its own registers and mask back in place. */
 int remote_call(ckpt_tree *tree, struct thread *thread, int64_t nr, const uint64_t arg[6], int64_t *ret_value);
+/* ask.c: every question in every frozen process or thread, answers as CKPT_R_ANSWER records (tid = who answered). Threads run at
+ * the same time. A task with a seccomp filter gives -EPERM (step "seccomp"). */
+int remote_ask(ckpt_tree *tree, const struct ckpt_question *questions, size_t count, ckpt_sink *sink);
+/* settle.c: called by every freeze for each task once all its threads are STOPPED: lets threads that a killed ckpt left inside
+ * its code run out of it, and removes what it left. One read (4 us) when there is nothing. */
+int remote_settle(ckpt_tree *tree, struct task *task);
+/* Where note and stub stand in this memory (bridge.tail); -ENOTSUP = there is no room. */
+int vdso_tail(ckpt_tree *tree, struct task *task);
 
 /* maps.c: the text of /proc/PID/maps, as little as scanning needs */
 struct map_line {

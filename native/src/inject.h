@@ -1,0 +1,69 @@
+/* inject.h: what stub.c, bridge.c, remote.c and threads.c share: making a frozen thread execute something for us. */
+#ifndef CKPT_INJECT_H
+#define CKPT_INJECT_H
+
+#include "internal.h"
+
+enum {
+    STUB_BYTES = 384,  /* room for one self-restoring sequence; emit_stub() checks */
+    NOTE_BYTES = 32,
+    SLOT_HEADER = 64,  /* struct slot_header */
+    CODE_SLOTS = 1024, /* where the threads' sequences begin in a bridge, behind magic and loop */
+};
+
+/* Stands in the zero tail of the vdso from before the first injection until nothing of ours is left in the process, so
+ * that a later ckpt sees at once (one read) that an earlier one died here, and where it left a bridge. */
+struct inject_note {
+    uint64_t magic;
+    ckpt_addr_t bridge; /* 0 = none yet */
+    uint64_t bytes;
+    uint64_t reserved;
+};
+#define NOTE_MAGIC UINT64_C(0x6b7074207761732e) /* ".saw tpk" */
+
+/* One thread on its way through injected code. */
+struct flight {
+    pid_t tid;
+    int sig;          /* the signal that stops it at the end; 0 = none is free, go by system call stops */
+    ckpt_addr_t park; /* rip at that stop */
+    bool leaving;     /* by system call stops: the exit stop was seen, the EVENT_STOP is awaited */
+};
+
+/* stub.c */
+int task_mem(ckpt_tree *tree, struct task *task); /* /proc/PID/mem for writing, opened when first wanted */
+struct task *memory_owner(ckpt_tree *tree, const struct task *task);
+/* Finds the tail of the vdso and reads what decides how to inject (SigCgt, Seccomp). -EPERM when a seccomp filter is on. */
+int inject_prepare(ckpt_tree *tree, struct task *task);
+int inject_refused(ckpt_tree *tree, const struct thread *thread);
+int flight_signal(const struct task *task, const struct thread *thread);
+/* Writes the sequence for `thread` as it would stand at `at`; with_call: begins with the wanted `syscall`.
+ * Sets flight->sig, flight->park; returns the entry, 0 = it does not fit. */
+ckpt_addr_t emit_stub(uint8_t out[STUB_BYTES], ckpt_addr_t at, const struct task *task, const struct thread *thread, bool with_call,
+                      struct flight *ret_flight);
+int flight_start(ckpt_tree *tree, struct flight *flight, const struct user_regs_struct *regs);
+/* Waits for the end and gives the thread its own mask and registers back. 1 = the thread is gone (no fault recorded). */
+int flight_wait(ckpt_tree *tree, struct flight *flight, int64_t *ret_value);
+void own_registers(const struct thread *thread, struct user_regs_struct *ret_regs);
+/* One call by the stub in the tail; the tail stays written. bridge: what the note says. */
+int stub_call(ckpt_tree *tree, struct task *task, struct thread *thread, ckpt_addr_t bridge, uint64_t bytes, int64_t nr,
+              const uint64_t arg[6], int64_t *ret_value);
+int tail_clear(ckpt_tree *tree, struct task *task);
+
+/* bridge.c */
+struct slot_header {
+    uint64_t calls, calls_end, data, epilogue, map, map_bytes, writable, writable_bytes;
+};
+int bridge_open(ckpt_tree *tree, struct task *task, struct thread *thread, const struct ckpt_range *avoid, size_t avoid_count,
+                uint32_t slots, size_t slot_bytes);
+int bridge_close(ckpt_tree *tree, struct task *task, struct thread *thread);
+/* True when a bridge of ours stands at `at`. */
+bool bridge_is_ours(int mem, ckpt_addr_t at);
+/* Loads the thread's own sequence into the slot (out: what goes to code_slot_at()) and prepares the flight and the registers. */
+ckpt_addr_t code_slot_at(const struct bridge *bridge, uint32_t slot);
+ckpt_addr_t data_slot_at(const struct bridge *bridge, uint32_t slot);
+int bridge_aim(const struct bridge *bridge, uint32_t slot, const struct task *task, const struct thread *thread, uint8_t out[STUB_BYTES],
+               struct flight *ret_flight, struct slot_header *ret_header, struct user_regs_struct *ret_regs);
+/* Any stopped thread of the process, its leader first; NULL = none. */
+struct thread *task_any_thread(ckpt_tree *tree, const struct task *task);
+
+#endif
