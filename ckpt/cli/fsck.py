@@ -40,8 +40,10 @@ def command(
 def _sum_up(found: int, left: int, generations: int, full: bool, repair: bool) -> None:
     depth = "every page read" if full else "structure only, --full reads every page"
     if not found:
-        output.say(f"no problems in {generations} generations ({depth})")
+        output.say(f"no problems in {output.count(generations, 'generation')} ({depth})")
     elif repair:
-        output.say(f"{found} problems, {found - left if left < found else 0} repaired, {left} left; {generations} generations stand")
+        output.say(f"{output.count(found, 'problem')}, {left} left after the repair; {output.count(generations, 'generation')} there")
     else:
-        output.say(f"{found} problems in {generations} generations ({depth}); ckpt fsck --repair saves what can be saved")
+        output.say(
+            f"{output.count(found, 'problem')} in {output.count(generations, 'generation')} ({depth}); ckpt fsck --repair saves the rest"
+        )

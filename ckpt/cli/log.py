@@ -22,7 +22,6 @@ _NARROW: dict[str, Cell] = {
     "AGE>": lambda g: output.age(g.created_ns),
     "STOP>": lambda g: output.duration(g.stop_ns),
     "TOTAL>": lambda g: output.duration(g.total_ns),
-    "MEMORY>": lambda g: output.size(g.pages["resident"] * 4096),
     "DIRTY>": lambda g: output.pages(g.pages["dirty"]),
     "DEDUP>": lambda g: output.share(g.pages["deduplicated"] + g.pages["zero"], g.pages["read"]),
     "STORED>": lambda g: output.size(g.bytes_stored),
@@ -34,12 +33,15 @@ _WIDE: dict[str, Cell] = {
     "PID>": lambda g: g.pid,
     "KIND": lambda g: g.kind,
     "TRACKER": lambda g: g.tracker,
-    "TIME": lambda g: output.when(g.created_ns),
-    **{name: _NARROW[name] for name in ("STOP>", "TOTAL>", "MEMORY>", "DIRTY>", "DEDUP>", "STORED>", "TAGS*")},
+    "TIME": lambda g: output.when(g.created_ns)[:19],
+    "STOP>": _NARROW["STOP>"],
+    "TOTAL>": _NARROW["TOTAL>"],
+    "MEMORY>": lambda g: output.size(g.pages["resident"] * 4096),
+    **{name: _NARROW[name] for name in ("DIRTY>", "DEDUP>", "STORED>", "TAGS*")},
 }
 _WIDE_FROM = 132
 #: so that the tables of several lineages stand below each other
-_WIDTHS = {"AGE>": 7, "STOP>": 7, "TOTAL>": 7, "MEMORY>": 8, "DIRTY>": 9, "STORED>": 8, "PID>": 7, "TRACKER": 8, "KIND": 4}
+_WIDTHS = {"AGE>": 6, "STOP>": 7, "TOTAL>": 7, "MEMORY>": 8, "DIRTY>": 7, "STORED>": 8, "PID>": 7, "TRACKER": 8, "KIND": 4}
 
 
 def command(
@@ -72,9 +74,8 @@ def command(
 
 def _print(group: Sequence[Generation], graph: bool) -> None:
     last = group[-1]
-    many = "generation" if len(group) == 1 else "generations"
     stored = output.size(sum(item.bytes_stored for item in group))
-    output.heading(last.command, f"pid {last.pid}, {len(group)} {many}, {stored} stored, lineage {last.lineage}")
+    output.heading(last.command, f"pid {last.pid}, {output.count(len(group), 'generation')}, {stored} stored, lineage {last.lineage}")
     columns = _WIDE if output.width() >= _WIDE_FROM else _NARROW
     drawn = output.table(*(["" if graph else None, *columns]), widths=_WIDTHS)
     for mark, item in _marks(group, graph):

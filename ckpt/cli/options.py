@@ -14,9 +14,7 @@ StoreOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else there.")]
-PidOption = Annotated[
-    int | None, typer.Option("--pid", metavar="PID", help="The process whose history is meant.", show_default=False)
-]
+PidOption = Annotated[int | None, typer.Option("--pid", metavar="PID", help="The process whose history is meant.", show_default=False)]
 LineageOption = Annotated[
     str | None,
     typer.Option("--lineage", metavar="NAME", help="Only this lineage: a command's name or the lineage's text.", show_default=False),

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,25 +71,26 @@ def heading(name: str, rest: str = "") -> None:
 
 
 def table(*columns: str | None, widths: Mapping[str, int] | None = None) -> Table:
-    """An open table: a head, one rule below it, no lines. A column that ends in ">" is set right, one in "*" gives way first."""
+    """An open table: a head, one rule below it, no lines. A column that ends in ">" is set right, one in "*" gives way where
+    the terminal is too narrow; the others are never cut. None stands for no column."""
     from rich import box
     from rich.table import Table
 
     on_terminal = sys.stdout.isatty()
-    drawn = Table(box=box.SIMPLE_HEAD if on_terminal else None, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    drawn = Table(
+        box=box.SIMPLE_HEAD if on_terminal else None,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1 if not on_terminal or width() >= 100 else 0, 0, 0),
+        header_style="bold",
+    )
     for column in columns:
-        if column is None:
-            continue
-        gives_way = column.endswith("*")
-        name = column.rstrip(">*")
-        least = max(len(name), (widths or {}).get(column, 0))
-        drawn.add_column(
-            name,
-            justify="right" if column.endswith(">") else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            min_width=None if gives_way else least,
-        )
+        if column is not None:
+            name = column.rstrip(">*")
+            least = max(len(name), (widths or {}).get(column, 0))
+            gives_way = column.endswith("*")
+            justify: Literal["left", "right"] = "right" if column.endswith(">") else "left"
+            drawn.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis", min_width=None if gives_way else least)
     return drawn
 
 
@@ -101,6 +102,9 @@ def row(drawn: Table, *cells: object, style: str | None = None) -> None:
 
 
 def show(drawn: Table) -> None:
+    for column in drawn.columns:
+        if column.min_width is not None:
+            column.min_width = max([column.min_width, *(len(str(cell)) for cell in column.cells)])
     console().print(drawn)
 
 
@@ -157,6 +161,12 @@ def size(count: int) -> str:
 def pages(count: int) -> str:
     """A count of pages: "12,345"."""
     return f"{count:,}"
+
+
+def count(number: int, what: str) -> str:
+    """ "1 tag", "2 tags"."""
+    plural = what + ("es" if what.endswith("s") else "s")
+    return f"{number:,} {what if number == 1 else plural}"
 
 
 def duration(ns: int) -> str:

@@ -20,7 +20,10 @@ def command(store: StoreOption = None, json: JsonOption = False) -> None:
         [
             ("store", summary["store"]),
             ("size", output.size(summary["bytes_file"])),
-            ("generations", f"{summary['generations']} of {len(summary['lineages'])} lineages, {summary['tags']} tags"),
+            (
+                "generations",
+                f"{summary['generations']} of {output.count(len(summary['lineages']), 'lineage')}, {output.count(summary['tags'], 'tag')}",
+            ),
             ("memory held", f"{output.size(summary['bytes_held'])}, {summary['ratio']:.1f} times the file"),
             ("pages read", output.pages(pages["read"])),
             ("  zero", f"{output.pages(pages['zero'])} ({output.share(pages['zero'], pages['read'])})"),
@@ -32,7 +35,7 @@ def command(store: StoreOption = None, json: JsonOption = False) -> None:
     if not summary["lineages"]:
         return
     output.say()
-    drawn = output.table("COMMAND*", "PID>", "GENERATIONS>", "SINCE", "NEWEST>", "HELD>", "DEDUP>", "STORED>")
+    drawn = output.table("COMMAND*", "PID>", "GENS>", "SINCE", "NEWEST>", "HELD>", "DEDUP>", "STORED>")
     for item in reversed(summary["lineages"]):
         known = item.pages_zero + item.pages_deduplicated
         output.row(

@@ -103,7 +103,6 @@ def translated(path: Path) -> Iterator[None]:
 
 
 _NEXT_STEPS: dict[str, tuple[type[CkptError], str]] = {
-    "missing": (NotFoundError, "no store there: ckpt snapshot makes one, --store names another"),
     "not-a-store": (DamagedError, "--store must name a file that ckpt made"),
     "newer": (DamagedError, "use the ckpt that wrote it, or a newer one"),
     "damaged": (DamagedError, "ckpt fsck --full tells what is lost, fsck --repair saves the rest"),
@@ -118,6 +117,8 @@ _NEXT_STEPS: dict[str, tuple[type[CkptError], str]] = {
 
 def _translate(error: StoreError, path: Path) -> CkptError:
     kind, hint = _NEXT_STEPS.get(error.kind, (CkptError, ""))
+    if error.kind == "missing":
+        return NotFoundError(f"no store at {path}: ckpt snapshot makes one, --store names another")
     message = str(error).rstrip(".")
     if str(path) not in message:
         message = f"{path}: {message}"
