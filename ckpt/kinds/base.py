@@ -11,13 +11,13 @@ What C answers to each Work (little endian; n = bytes that follow). An answer th
                 taken before C opens an end of its own), u32 n, contents[n]
     SOCKET      i32 domain, type, protocol, listening (SO_ACCEPTCONN), inq (SIOCINQ), outq (SIOCOUTQ), n_local, n_peer (-errno
                 where there is none), local[n_local], peer[n_peer]: struct sockaddr
-    PEEK        per message of the receive queue: u32 n, u32 flags (1: it carries descriptors or other control data), bytes[n];
-                a stream is one message
-    TIMERFD     struct itimerspec (interval, value): 4 x i64
+    PEEK        AF_UNIX only. Per message of the receive queue: u32 n, u32 flags (1: it carries descriptors or other control
+                data), bytes[n]; a stream is one message
+    TIMERFD     struct itimerspec (interval, value): 4 x i64; then u64 CLOCK_MONOTONIC and u64 CLOCK_REALTIME, ns, of that moment
     SEALS       i32, F_GET_SEALS or -errno
     CONTENTS    nothing: the pages are an object space
     TTY         struct termios2 (44 bytes), struct winsize (8 bytes)
-    UNIX_DIAG   the netlink answer's struct unix_diag_msg (16 bytes) and its attributes
+    UNIX_DIAG   AF_UNIX only: the netlink answer's struct unix_diag_msg (16 bytes) and its attributes
     EPOLL       per tfd line, in order: i32 tfd, i32 file: identity of the watched open file description, -1 = no descriptor of
                 the tree has it
 
@@ -36,7 +36,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntFlag
 from types import ModuleType
 from typing import Protocol, cast, runtime_checkable
@@ -220,6 +220,22 @@ def same(index: int) -> RemoteCall:
     return call(nr("dup2"), result(index), result(index), note="that descriptor")
 
 
+def two_lowest() -> list[RemoteCall]:
+    """Results 0 and 1 become the two numbers that the next call which makes a pair will get, in this order."""
+    taken = [call(nr("eventfd2"), 0, 0, note=f"find a free number ({index})") for index in (1, 2)]
+    return [*taken, *(call(nr("close"), result(index), note="free it again") for index in (0, 1))]
+
+
+def swap(spare: int) -> list[RemoteCall]:
+    """The descriptors that results 0 and 1 name change places; `spare`: the index that this sequence's first call will have."""
+    return [
+        call(nr("dup"), result(0), note="swap the ends"),
+        call(nr("dup2"), result(1), result(0), note="swap the ends"),
+        call(nr("dup2"), result(spare), result(1), note="swap the ends"),
+        call(nr("close"), result(spare), note="swap the ends"),
+    ]
+
+
 def set_flags(fd: int | RemoteArg, now: int, wanted: int) -> list[RemoteCall]:
     """fcntl(F_SETFL) where the flags that can be set differ: O_APPEND, O_NONBLOCK, O_ASYNC, O_DIRECT, O_NOATIME."""
     if not (now ^ wanted) & SETTABLE_FLAGS:
@@ -245,6 +261,12 @@ def peers(files: Iterable[OpenFile]) -> dict[int, tuple[int, ...] | None]:
         other = kind.other_end(file)
         found[file.id] = None if other is None else tuple(ends.get((file.kind, other), ()))
     return found
+
+
+def with_outside(files: Sequence[OpenFile]) -> tuple[OpenFile, ...]:
+    """The same files; those with ends learn `outside`: the other end is held outside the tree, so what is in it stays as it is."""
+    known = peers(files)
+    return tuple(replace(file, state={**file.state, "outside": known[file.id] == ()}) if file.id in known else file for file in files)
 
 
 # ---- discovery ----

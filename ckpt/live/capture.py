@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ckpt.errors import RefusedError
-from ckpt.kinds.base import Answer, RawDescriptor, RawTask, Unsupported
+from ckpt.kinds.base import Answer, RawDescriptor, RawTask, Unsupported, with_outside
 from ckpt.kinds.table import table
 from ckpt.live import core, records
 from ckpt.live.doctor import machine
@@ -99,7 +99,7 @@ class Parser:
         tasks = tuple(self._task(process) for process in self.raw.processes.values())
         objects = tuple(SharedObject(self.spaces.store(o.space), o.dev, o.ino, o.size) for o in self.raw.objects)
         start = self.raw.threads[root].start_ticks
-        files = tuple(sorted(self.files.values(), key=lambda file: file.id))
+        files = with_outside(sorted(self.files.values(), key=lambda file: file.id))
         return Snapshot(PidRef(root, start), tasks, files, objects, machine(), taken_at)
 
     def _task(self, process: RawProcess) -> Task:

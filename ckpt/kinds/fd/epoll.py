@@ -1,0 +1,79 @@
+"""epoll: which descriptors are watched, for what.
+
+fdinfo names a watched file by the number at the time of EPOLL_CTL_ADD; by now that number may be closed or name another
+file, so C compares (kcmp KCMP_EPOLL_TFD) and says which open file it is (Work.EPOLL). The plan adjusts epolls last, when every
+number stands where it belongs. An entry of an edge-triggered descriptor that is added again may report once more than it
+would have, as epoll(7) allows. A one-shot entry that had fired is put back so that it reports errors only.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from ckpt.kinds.base import CannotUndo, RawDescriptor, Wants, Work, call, set_flags
+from ckpt.model import OpenFile, RemoteCall
+from ckpt.procfs import parse_fdinfo
+from ckpt.syscalls.names import nr
+
+ADD, DEL, MOD = 1, 2, 3
+EXCLUSIVE = 1 << 28
+_ALWAYS = 0x18  #: EPOLLERR and EPOLLHUP: the kernel adds them by itself
+_PAIR = struct.Struct("<ii")
+
+Entry = dict[str, Any]
+
+
+class Epoll:
+    name = "epoll"
+    order = 13
+    wants = (Wants(prefix="anon_inode:[eventpoll]", work=Work.EPOLL),)
+
+    def recognises(self, raw: RawDescriptor) -> bool:
+        return raw.link == "anon_inode:[eventpoll]"
+
+    def parse(self, raw: RawDescriptor) -> OpenFile:
+        info = parse_fdinfo(raw.fdinfo)
+        answer = raw.work.get(Work.EPOLL, b"")
+        files = [file for _, file in _PAIR.iter_unpack(answer[: len(answer) // 8 * 8])]
+        if len(files) < len(info.epoll):
+            files += [-1] * (len(info.epoll) - len(files))
+        entries = [
+            {"fd": target.tfd, "file": file, "events": target.events, "data": target.data}
+            for target, file in zip(info.epoll, files, strict=False)
+        ]
+        entries.sort(key=lambda entry: (entry["fd"], entry["file"]))
+        return OpenFile(raw.file, self.name, info.open_flags, 0, {"entries": entries})
+
+    def adjust(self, fd: int, now: OpenFile, wanted: OpenFile) -> Sequence[RemoteCall]:
+        here = {(entry["fd"], entry["file"]): entry for entry in now.state["entries"]}
+        there = {(entry["fd"], entry["file"]): entry for entry in wanted.state["entries"]}
+        calls: list[RemoteCall] = []
+        for key in sorted(here.keys() - there.keys()):
+            calls.append(self._control(fd, DEL, here[key]))
+        for key, entry in sorted(there.items()):
+            if key not in here:
+                calls.append(self._control(fd, ADD, entry))
+            elif (here[key]["events"], here[key]["data"]) != (entry["events"], entry["data"]):
+                calls += self._change(fd, here[key], entry)
+        return [*calls, *set_flags(fd, now.flags, wanted.flags)]
+
+    def recreate(self, wanted: OpenFile) -> Sequence[RemoteCall]:
+        """Empty: what it watches is added by `adjust` once every number is right. O_NONBLOCK says nothing on an epoll."""
+        return [call(nr("epoll_create1"), 0, note="epoll")]
+
+    def _change(self, fd: int, here: Entry, there: Entry) -> list[RemoteCall]:
+        if (here["events"] | there["events"]) & EXCLUSIVE:  # EPOLL_CTL_MOD refuses it
+            return [self._control(fd, DEL, here), self._control(fd, ADD, there)]
+        return [self._control(fd, MOD, there)]
+
+    def _control(self, fd: int, operation: int, entry: Entry) -> RemoteCall:
+        if entry["file"] < 0:
+            raise CannotUndo(f"epoll: nobody in the tree holds what it watches as fd {entry['fd']}")
+        event = struct.pack("<IQ", entry["events"] & ~_ALWAYS, entry["data"])
+        verb = {ADD: "add", DEL: "delete", MOD: "change"}[operation]
+        return call(nr("epoll_ctl"), fd, operation, entry["fd"], event, note=f"epoll {fd}: {verb} fd {entry['fd']}")
+
+
+KIND = Epoll()

@@ -1,0 +1,83 @@
+"""What cannot be captured, each by a name that its user knows. Asked first, so that nothing below mistakes it for a file."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Sequence
+
+from ckpt.kinds.base import CannotUndo, RawDescriptor, Unsupported, Wants
+from ckpt.model import OpenFile, RemoteCall
+
+SUPPORTED_ANON = ("[eventfd]", "[eventpoll]", "[timerfd]", "[signalfd]")
+_ANON = {
+    "io_uring": "io_uring",
+    "inotify": "inotify",
+    "fanotify": "fanotify",
+    "userfaultfd": "userfaultfd",
+    "pidfd": "pidfd",
+    "perf_event": "perf event",
+    "kvm-vm": "kvm",
+    "landlock-ruleset": "landlock rule set",
+    "seccomp notify": "seccomp listener",
+    "mount_notify": "mount notification",
+}
+_NAMESPACE = re.compile(r"(cgroup|ipc|mnt|net|pid|time|user|uts):\[\d+\]")
+_MQUEUE_SIZE = 80  #: what stat shows for every message queue (ipc/mqueue.c, FILENT_SIZE)
+
+
+def reason(raw: RawDescriptor) -> str | None:
+    """Why this descriptor cannot be captured; None: another kind may know it."""
+    link = raw.link
+    if link.startswith("anon_inode:"):
+        return _anonymous(link.removeprefix("anon_inode:"))
+    if link.startswith(("pidfd:[", "[pidfd]")):
+        return "pidfd"
+    if _NAMESPACE.fullmatch(link):
+        return f"namespace handle {link}"
+    if link.startswith("/secretmem"):
+        return "memfd_secret"
+    if stat.S_ISFIFO(raw.mode) and not link.startswith("pipe:["):
+        return f"FIFO {link}"
+    if stat.S_ISBLK(raw.mode):
+        return f"block device {link}"
+    if stat.S_ISREG(raw.mode) and raw.size == _MQUEUE_SIZE and os.major(raw.dev) == 0 and re.fullmatch(r"/[^/]+", link):
+        return f"POSIX message queue {link}"
+    return None
+
+
+def _anonymous(name: str) -> str | None:
+    if name in SUPPORTED_ANON:
+        return None
+    bare = name.strip("[]")
+    if bare.startswith("bpf"):
+        return f"bpf ({bare})"
+    if bare.startswith("kvm"):
+        return "kvm"
+    return _ANON.get(bare, f"anonymous inode {bare}")
+
+
+class Refused:
+    name = "unsupported"
+    order = 0
+    wants: tuple[Wants, ...] = ()
+
+    def recognises(self, raw: RawDescriptor) -> bool:
+        return reason(raw) is not None
+
+    def check(self, raw: RawDescriptor) -> None:
+        """For the pre-flight, which has no answers of C: raises as parse would."""
+        self.parse(raw)
+
+    def parse(self, raw: RawDescriptor) -> OpenFile:
+        raise Unsupported(f"{reason(raw)}: not supported")
+
+    def adjust(self, fd: int, now: OpenFile, wanted: OpenFile) -> Sequence[RemoteCall]:
+        raise CannotUndo("not supported")
+
+    def recreate(self, wanted: OpenFile) -> Sequence[RemoteCall]:
+        raise CannotUndo("not supported")
+
+
+KIND = Refused()

@@ -1,0 +1,140 @@
+"""This process as a target: looks at its own descriptors as C would, and runs remote calls on itself by syscall(2)."""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import fcntl
+import os
+import select
+import socket
+import struct
+import termios
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ckpt.kinds.base import FdKind, RawDescriptor, Work, fd_kinds
+from ckpt.kinds.fd import sockets
+from ckpt.model import Arg, OpenFile, RemoteCall
+from ckpt.procfs import parse_fdinfo
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.syscall.restype = ctypes.c_long
+
+
+def run(calls: Sequence[RemoteCall]) -> list[int]:
+    """Results in order; raises OSError where a result is less than expected, as the executor would stop there."""
+    results: list[int] = []
+    for call in calls:
+        keep, args = [], []
+        for item in call.args:
+            if item.form is Arg.BUFFER:
+                keep.append(ctypes.create_string_buffer(item.data, len(item.data)))
+                args.append(ctypes.c_void_p(ctypes.addressof(keep[-1])))
+            else:
+                args.append(ctypes.c_uint64(results[item.value] & (2**64 - 1) if item.form is Arg.RESULT else item.value))
+        ctypes.set_errno(0)
+        got = int(_LIBC.syscall(ctypes.c_long(call.nr), *args))
+        if got == -1 and ctypes.get_errno():
+            got = -ctypes.get_errno()
+        if call.expect is not None and got < call.expect:
+            raise OSError(-got, f"{call.note}: {got}, expected at least {call.expect}")
+        results.append(got)
+    return results
+
+
+def look(fd: int, identity: int = 0, watched: dict[int, int] | None = None) -> RawDescriptor:
+    """`watched`: descriptor number -> identity, for epoll."""
+    link, stat = str(Path(f"/proc/self/fd/{fd}").readlink()), os.stat(fd)
+    work: dict[int, bytes] = {}
+    options: dict[int, bytes] = {}
+    if link.startswith("pipe:["):
+        work[Work.PIPE] = _pipe(fd)
+    elif link.startswith("socket:["):
+        _socket(fd, stat.st_ino, work, options)
+    elif link == "anon_inode:[timerfd]":
+        spec = (ctypes.c_int64 * 4)()
+        assert _LIBC.timerfd_gettime(fd, spec) == 0
+        work[Work.TIMERFD] = bytes(spec) + struct.pack("<QQ", time.monotonic_ns(), time.time_ns())
+    elif link.startswith("/memfd:"):
+        work[Work.SEALS] = struct.pack("<i", fcntl.fcntl(fd, 1034))
+    fdinfo = Path(f"/proc/self/fdinfo/{fd}").read_text()
+    if link == "anon_inode:[eventpoll]":
+        targets = [target.tfd for target in parse_fdinfo(fdinfo).epoll]
+        work[Work.EPOLL] = b"".join(struct.pack("<ii", tfd, (watched or {}).get(tfd, -1)) for tfd in targets)
+    who, what = (os.getpid(), fd, stat.st_dev, stat.st_ino), (stat.st_rdev, stat.st_size, stat.st_nlink, stat.st_mode)
+    return RawDescriptor(*who, *what, identity, link, fdinfo, work, options)
+
+
+def capture(fd: int, identity: int = 0, watched: dict[int, int] | None = None) -> OpenFile:
+    raw = look(fd, identity, watched)
+    return kind_of(raw).parse(raw)
+
+
+def kind_of(raw: RawDescriptor) -> FdKind:
+    return next(kind for kind in fd_kinds() if kind.recognises(raw))
+
+
+def _queued(fd: int) -> int:
+    room = array.array("i", [0])
+    try:
+        fcntl.ioctl(fd, termios.FIONREAD, room)
+    except OSError:  # netlink has none
+        return 0
+    return room[0]
+
+
+def _pipe(fd: int) -> bytes:
+    capacity, length = fcntl.fcntl(fd, 1032), _queued(fd)
+    poll = select.poll()
+    poll.register(fd, 0)
+    revents = dict(poll.poll(0)).get(fd, 0)
+    reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK)
+    copy_r, copy_w = os.pipe()
+    fcntl.fcntl(copy_w, 1031, capacity)
+    contents = b""
+    if length:
+        _LIBC.tee(reader, copy_w, ctypes.c_size_t(length), 0)
+        contents = os.read(copy_r, length)
+    for number in (reader, copy_r, copy_w):
+        os.close(number)
+    return struct.pack("<III", capacity, revents, len(contents)) + contents
+
+
+def _socket(fd: int, ino: int, work: dict[int, bytes], options: dict[int, bytes]) -> None:
+    found = socket.socket(fileno=os.dup(fd))
+    names = [_name("getsockname", fd), _name("getpeername", fd)]
+    listening = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    inq = 0 if listening else _queued(fd)
+    work[Work.SOCKET] = struct.pack("<8i", found.family, found.type, found.proto, listening, inq, 0, *map(len, names)) + b"".join(names)
+    for position, option in enumerate(sockets.OPTIONS):
+        try:
+            options[position] = found.getsockopt(option.level, option.name, option.size)
+        except OSError:
+            continue
+    if found.family == socket.AF_UNIX:
+        work[Work.UNIX_DIAG] = _diag(ino)
+        data = b""
+        if inq:
+            data = found.recv(1 << 20, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        work[Work.PEEK] = struct.pack("<II", len(data), 0) + data if data else b""
+    found.close()
+
+
+def _name(call: str, fd: int) -> bytes:
+    room, size = ctypes.create_string_buffer(128), ctypes.c_uint32(128)
+    return room.raw[: size.value] if getattr(_LIBC, call)(fd, room, ctypes.byref(size)) == 0 else b""
+
+
+def _diag(ino: int) -> bytes:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as channel:
+        request = struct.pack("<BBHIIIII", socket.AF_UNIX, 0, 0, 0xFFFFFFFF, ino, 0x7F, 0xFFFFFFFF, 0xFFFFFFFF)
+        channel.send(struct.pack("<IHHII", 16 + len(request), 20, 1, 1, 0) + request)
+        answer = channel.recv(8192)
+    return answer[16 : int.from_bytes(answer[:4], "little")]
+
+
+def close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
