@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-Progress = Callable[[int, int], None]  #: (done, total); total 0 = unknown
+Progress = Callable[[str, int, int], None]  #: (what is being done, done, of how many; 0 = unknown)
 
 _PIPE_WIDTH = 400  #: nothing is cut or wrapped where no terminal is
 
@@ -123,17 +123,24 @@ def facts(pairs: Sequence[tuple[str, object]], *, indent: int = 0) -> None:
 def progress(title: str) -> Iterator[Progress]:
     """A bar on standard error for work that lasts more than a second; nothing there when that is no terminal."""
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield lambda what, done, total: None
         return
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     started = time.monotonic()
-    bar = Bar(TextColumn(title), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), console=console(stderr=True), transient=True)
+    bar = Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=console(stderr=True),
+        transient=True,
+    )
     task = bar.add_task(title, total=None)
 
-    def step(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total or None)
+    def step(what: str, done: int, total: int) -> None:
+        bar.update(task, description=what or title, completed=done, total=total or None)
         if time.monotonic() - started > 1 and not bar.live.is_started:
             bar.start()
 

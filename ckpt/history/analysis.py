@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Mapping as MappingABC
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,6 +262,7 @@ def run_sql(
     connection = history.store.sql()
     deadline = time.monotonic() + limit_s
     try:
+        connection.create_function("shared_pages", 4, _shared_pages(history), deterministic=True)
         connection.set_authorizer(_authorize)
         connection.set_progress_handler(lambda: int(time.monotonic() > deadline), 10_000)
         cursor = connection.execute(sql, values)
@@ -270,13 +271,28 @@ def run_sql(
         rows = cursor.fetchmany(max_rows + 1) if max_rows else cursor.fetchall()
         cut = bool(max_rows) and len(rows) > max_rows
         return Answer(tuple(column[0] for column in cursor.description), [tuple(row) for row in (rows[:max_rows] if cut else rows)], cut)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, sqlite3.Warning) as error:  # Warning: several statements in one text, before Python 3.12
+        if str(error) == "interrupted" and time.monotonic() <= deadline:
+            raise KeyboardInterrupt from error  # ^C fell into the progress handler, where SQLite swallowed it
         raise _sql_error(error, limit_s, connection) from error
     finally:
         connection.close()
 
 
-def _sql_error(error: sqlite3.Error, limit_s: float, connection: sqlite3.Connection) -> CkptError:
+def _shared_pages(history: History) -> Callable[[int, int, int, int], int]:
+    """SQL's shared_pages(generation, space, generation2, space2): layouts are compact BLOBs, which SQL alone cannot intersect."""
+    known: dict[tuple[int, int, int, int], int] = {}
+
+    def shared(a: int, space_a: int, b: int, space_b: int) -> int:
+        key = (a, space_a, b, space_b)
+        if key not in known:
+            known[key] = history.store.shared(*key)
+        return known[key]
+
+    return shared
+
+
+def _sql_error(error: Exception, limit_s: float, connection: sqlite3.Connection) -> CkptError:
     text = str(error)
     if text == "interrupted":
         return CkptError(f"the query took longer than {limit_s:g} s: --time-limit gives it more")

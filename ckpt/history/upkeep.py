@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ckpt.history.open import History
     from store import GcResult
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[str, int, int], None]  #: (what is being done, done, of how many)
 
 
 class Kept(Protocol):
@@ -116,7 +116,7 @@ class Finding:
 def check(history: History, *, full: bool, repair: bool, progress: Progress) -> list[Finding]:
     """The store's own check, then ours: every snapshot document must decode."""
     findings = [
-        Finding(str(getattr(problem, "message", problem)), getattr(problem, "generation", None), bool(getattr(problem, "repaired", False)))
+        Finding(f"invariant {problem.invariant}: {problem.message}", problem.generation, problem.repaired)
         for problem in history.store.fsck(full, repair, progress)
     ]
     for generation in history.generations():
