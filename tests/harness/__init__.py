@@ -2,6 +2,6 @@
 
 from tests.harness.ckpt import Ckpt, Outcome
 from tests.harness.soak import SOAK, times
-from tests.harness.victim import Skipped, Victim, VictimError, WORKLOADS, build
+from tests.harness.victim import WORKLOADS, Skipped, Victim, VictimError, build
 
 __all__ = ["SOAK", "WORKLOADS", "Ckpt", "Outcome", "Skipped", "Victim", "VictimError", "build", "times"]
