@@ -18,11 +18,12 @@ SLOTS = 512
 #: Who adds a mark adds it here; who tests a kill picks from here.
 PHASES = {
     "preflight": "the target was looked at, nothing of it is changed",
+    "arm": "a process is stopped to get its userfaultfd, nothing of it is changed",
     "inject": "inside an injection: the thread's registers point at the stub",
     "injected": "after the injection: the thread has its own registers back",
     "batch": "a batch of remote calls is loaded, the thread is about to run it",
     "batch-done": "the batch ran, the thread is not yet itself again",
-    "armed": "the userfaultfd stands and write-protects, no generation knows it",
+    "armed": "the userfaultfd stands, no generation knows it",
     "consumed": "the record says consumed, the scan that consumes is next",
     "precopied": "dirty pages were consumed and streamed to the store while the target ran",
     "prepared": "the freeze is next",

@@ -37,6 +37,7 @@ class Outcome:
         """Asserts the documented exit code and exactly one line of error that names each of the words. Gives the line."""
         text = self.err.strip()
         assert "Traceback" not in self.err + self.out, f"a traceback is a bug:\n{self.err}{self.out}"
+        assert "a bug in ckpt" not in text, text
         assert self.code == code, f"exit {self.code}, not {code}: {self.err}{self.out}"
         assert text, f"exit {code} without a line on standard error"
         assert len(text.splitlines()) == 1, f"more than one line:\n{text}"

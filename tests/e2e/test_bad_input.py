@@ -1,0 +1,381 @@
+"""Bad input and bad luck: one clear line, the documented exit code, nothing lost, the target unharmed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.faults import Faults
+from tests.harness import Ckpt, Skipped, Victim
+from tests.harness.ckpt import COMMAND
+from tests.harness.odd import behind_seccomp, elf32, kernel_thread, mount_small, script, unmount
+from tests.harness.victim import HERE, build
+
+Start = Callable[..., Victim]
+
+
+def odd(name: str, *, child: bool = True) -> Victim:
+    try:
+        return Victim(script(name), child=child)
+    except Skipped as reason:
+        pytest.skip(str(reason))
+
+
+# ---- the target ----
+
+
+@pytest.mark.parametrize("command", ["snapshot", "check"])
+def test_no_such_process(command: str, ckpt: Ckpt) -> None:
+    pid = 4_000_000
+    assert not Path(f"/proc/{pid}").exists()
+    ckpt.run(command, pid).refused(6, str(pid))
+    assert not ckpt.store.exists()
+
+
+@pytest.mark.parametrize(
+    "words", [("snapshot", "x"), ("snapshot",), ("snapshot", "-5"), ("snapshot", "1", "--full", "--incremental"), ("nonsense",)]
+)
+def test_usage(words: tuple[str, ...], ckpt: Ckpt) -> None:
+    assert ckpt.run(*words).code == 2
+
+
+def test_kernel_thread(ckpt: Ckpt) -> None:
+    pid = kernel_thread()
+    if pid is None:
+        pytest.skip("no kernel thread is to be seen here")
+    ckpt.run("snapshot", pid).refused(3, str(pid), "kernel thread")
+
+
+def test_zombie(ckpt: Ckpt) -> None:
+    with odd("zombie") as target:
+        ckpt.run("snapshot", target.pid).refused(3, str(target.pid), "zombie")
+
+
+def test_traced_by_another(ckpt: Ckpt) -> None:
+    with odd("traced") as target:
+        ckpt.run("snapshot", target.pid).refused(3, str(target.pid), "traced", str(target.leader))
+        ckpt.run("check", target.pid)
+        assert target.tracer() == target.leader
+
+
+@pytest.mark.parametrize("what", ["io_uring", "inotify"])
+def test_a_resource_that_nobody_captures(what: str, ckpt: Ckpt) -> None:
+    with odd(what) as target:
+        for command in ("snapshot", "check"):
+            ckpt.run(command, target.pid).refused(3, f"task {target.pid}", what, "fd ")
+        target.verify()
+
+
+def test_ckpt_itself_and_its_parents(ckpt: Ckpt) -> None:
+    """In a session of its own: if ckpt did stop itself, only that session would hang."""
+    itself = 'exec "$@" $$'
+    parent = '"$@" $$; exit $?'
+    for shell in (itself, parent):
+        running = subprocess.Popen(
+            ["sh", "-c", shell, "sh", *COMMAND, "snapshot"],
+            env=ckpt.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            out, err = running.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(running.pid, signal.SIGKILL)
+            running.communicate()
+            pytest.fail("ckpt stopped itself or its parent")
+        assert running.returncode == 3, err + out
+        assert str(running.pid) in err
+
+
+def test_another_users_process(ckpt: Ckpt, victim: Start, tmp_path: Path) -> None:
+    target = victim("registers")
+    nobody = 65534
+    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+        folder.chmod(0o777)
+    probe = subprocess.run([sys.executable, "-c", "import ckpt.cli.main"], user=nobody, env=ckpt.environment, capture_output=True)
+    if probe.returncode != 0:
+        pytest.skip("another user cannot read the interpreter or the sources here")
+    environment = {**ckpt.environment, "CKPT_RUNTIME_DIR": str(tmp_path / "nobody"), "CKPT_STORE": str(tmp_path / "nobody.db")}
+    done = subprocess.run([*COMMAND, "snapshot", str(target.pid)], user=nobody, env=environment, capture_output=True, text=True)
+    assert done.returncode == 4, done.stderr + done.stdout
+    assert str(target.pid) in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    target.verify()
+
+
+def test_a_32_bit_program(ckpt: Ckpt, tmp_path: Path) -> None:
+    program = elf32(tmp_path / "small")
+    try:
+        target = Victim([str(program)])
+    except OSError as error:
+        pytest.skip(f"this kernel runs no 32-bit programs: {error}")
+    with target:
+        ckpt.run("snapshot", target.pid).refused(3, str(target.pid), "32-bit")
+        assert target.alive()
+
+
+def test_behind_a_seccomp_filter(ckpt: Ckpt) -> None:
+    """Nothing is injected, everything is compared, and it is exact."""
+    build()
+    with Victim(behind_seccomp(str(HERE / "bin/dirty"), "8")) as target:
+        assert "Seccomp:\t2" in Path(f"/proc/{target.pid}/status").read_text()
+        for _ in range(3):
+            made = ckpt.snapshot(target.pid, "--paranoid")
+            assert made["tracker"] == "compare"
+            assert made["paranoid"]["wrong"] == 0
+            target.ask("dirty 5")
+        assert made["pages"]["stored"] < made["pages"]["resident"] // 2
+        target.verify()
+
+
+@pytest.mark.parametrize("phase", ["preflight", "armed", "prepared"])
+def test_the_target_is_killed_in_the_middle(phase: str, ckpt: Ckpt, victim: Start, tmp_path: Path) -> None:
+    target, other = victim("threads4"), victim("registers")
+    ckpt.snapshot(other.pid)
+    running = ckpt.start("snapshot", target.pid, faults=Faults(tmp_path, f"{phase}=sleep:1500"))
+    time.sleep(0.9)
+    target.end()
+    done = ckpt.finish(running)
+    assert done.code in (1, 3, 6), done
+    done.refused(done.code)
+    assert len(ckpt.generations()) == 1
+    ckpt.sound()
+    ckpt.exact(other.pid)
+
+
+@pytest.mark.parametrize("command", ["exec", "fork"])
+@pytest.mark.parametrize("phase", ["armed", "prepared"])
+def test_the_target_execs_or_forks_in_the_middle(command: str, phase: str, ckpt: Ckpt, tmp_path: Path) -> None:
+    """Either it is captured as it now is, exactly, or it is refused by name; the next snapshot is exact."""
+    build()
+    with Victim([str(HERE / "bin/memops"), str(tmp_path)]) as target:
+        target.ask("map 0 anon 64")
+        target.ask("write 0 0 64 1 store")
+        ckpt.snapshot(target.pid)
+        faults = Faults(tmp_path, f"{phase}=sleep:1500")
+        running = ckpt.start("snapshot", target.pid, "--paranoid", "--json", faults=faults)
+        deadline = time.monotonic() + 10
+        while not faults.fired() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert target.ask(command) in ("OK", "READY")
+        done = ckpt.finish(running)
+        if done.code:
+            done.refused(done.code)
+            assert done.code in (1, 3)
+        else:
+            assert done.json["paranoid"]["wrong"] == 0
+        ckpt.exact(target.pid)
+        target.verify()
+    ckpt.sound()
+
+
+def test_a_recycled_pid(ckpt: Ckpt, tmp_path: Path) -> None:
+    """Another program with the number of the first is a lineage of its own, read whole, and no target for its rollback."""
+    build()
+    last = Path("/proc/sys/kernel/ns_last_pid")
+    with Victim([str(HERE / "bin/dirty"), "4"]) as first:
+        pid = first.pid
+        one = ckpt.snapshot(pid)
+    for _ in range(50):
+        try:
+            last.write_text(str(pid - 1))
+        except OSError as error:
+            pytest.skip(f"pids cannot be chosen here: {error}")
+        with Victim([str(HERE / "bin/dirty"), "4"]) as second:
+            if second.pid != pid:
+                continue
+            made = ckpt.exact(pid)
+            assert made["kind"] == "full"
+            assert made["lineage"] != one["lineage"]
+            done = ckpt.run("rollback", one["generation"], "--pid", pid)
+            assert done.code in (3, 6)
+            done.refused(done.code, str(pid))
+            second.verify()
+            return
+    pytest.skip("another process always took the number")
+
+
+# ---- the store ----
+
+
+@pytest.fixture
+def filled(ckpt: Ckpt, victim: Start) -> tuple[Ckpt, Victim, int]:
+    target = victim("counter")
+    return ckpt, target, ckpt.snapshot(target.pid)["generation"]
+
+
+@pytest.mark.parametrize("words", [("log",), ("show", "1"), ("diff", "1", "2"), ("stats",), ("query", "growth"), ("rm", "1"), ("fsck",)])
+def test_no_store(words: tuple[str, ...], ckpt: Ckpt) -> None:
+    done = ckpt.run(*words)
+    assert done.code in (5, 6)
+    done.refused(done.code, str(ckpt.store))
+    assert not ckpt.store.exists()
+
+
+def test_not_a_store(ckpt: Ckpt, victim: Start) -> None:
+    target = victim("counter")
+    ckpt.store.write_bytes(b"this is a text, not a store\n" * 1000)
+    before = ckpt.store.read_bytes()
+    ckpt.run("log").refused(5, str(ckpt.store))
+    ckpt.run("snapshot", target.pid).refused(5, str(ckpt.store))
+    assert ckpt.store.read_bytes() == before
+    target.verify()
+
+
+def test_somebody_elses_database(ckpt: Ckpt, victim: Start) -> None:
+    target = victim("counter")
+    with sqlite3.connect(ckpt.store) as connection:
+        connection.execute("create table theirs (x)")
+    connection.close()
+    before = ckpt.store.read_bytes()
+    ckpt.run("snapshot", target.pid).refused(5, str(ckpt.store))
+    assert ckpt.store.read_bytes() == before
+
+
+def test_a_newer_store(filled: tuple[Ckpt, Victim, int]) -> None:
+    ckpt, target, _ = filled
+    connection = sqlite3.connect(ckpt.store)
+    number = connection.execute("pragma user_version").fetchone()[0]
+    connection.execute(f"pragma user_version = {number + 1}")
+    connection.commit()
+    connection.close()
+    ckpt.run("log").refused(5, "newer")
+    ckpt.run("snapshot", target.pid).refused(5, "newer")
+    target.verify()
+
+
+def test_a_damaged_page(filled: tuple[Ckpt, Victim, int]) -> None:
+    """A flipped byte in the middle of the page data is found by fsck --full, and no rollback uses it."""
+    ckpt, target, generation = filled
+    raw = bytearray(ckpt.store.read_bytes())
+    for at in range(len(raw) // 3, len(raw) - 4096, 8192):
+        raw[at] ^= 0x55
+    for side in ckpt.store.parent.glob("store.db-*"):
+        side.unlink()
+    ckpt.store.write_bytes(bytes(raw))
+    done = ckpt.run("fsck", "--full")
+    assert done.code == 5, done
+    assert "Traceback" not in done.err + done.out
+    ckpt.run("rollback", generation, "--pid", target.pid).refused(5)
+    target.verify()
+
+
+def test_a_cut_store(filled: tuple[Ckpt, Victim, int]) -> None:
+    ckpt, target, _ = filled
+    for side in ckpt.store.parent.glob("store.db-*"):
+        side.unlink()
+    os.truncate(ckpt.store, ckpt.store.stat().st_size // 2)
+    assert ckpt.run("fsck", "--full").code == 5
+    done = ckpt.run("snapshot", target.pid)
+    assert "Traceback" not in done.err
+    target.verify()
+
+
+def test_a_read_only_place(ckpt: Ckpt, victim: Start, tmp_path: Path) -> None:
+    target = victim("counter")
+    folder = tmp_path / "fixed"
+    if not mount_small(folder, "32m"):
+        pytest.skip("mounting is not allowed here")
+    try:
+        there = ckpt.at(folder / "store.db")
+        made = there.snapshot(target.pid)
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        assert made["generation"] in there.generations()  # reading needs no right to write
+        done = there.run("snapshot", target.pid)
+        assert done.code in (1, 4)
+        done.refused(done.code, "read-only")
+        target.verify()
+    finally:
+        unmount(folder)
+
+
+def test_a_full_disk(ckpt: Ckpt, tmp_path: Path) -> None:
+    """No generation, one line; what was there is there; with room again the next snapshot is exact."""
+    build()
+    folder = tmp_path / "small"
+    if not mount_small(folder, "24m"):
+        pytest.skip("mounting is not allowed here")
+    try:
+        there = ckpt.at(folder / "store.db")
+        with Victim([str(HERE / "bin/dirty"), "4"]) as small, Victim([str(HERE / "bin/dirty"), "64"]) as big:
+            held = there.snapshot(small.pid)["generation"]
+            there.run("snapshot", big.pid).refused(1, str(folder))
+            assert there.generations() == [held]
+            there.sound()
+            big.verify()
+            subprocess.run(["mount", "-o", "remount,size=256m", str(folder)], check=True)
+            there.snapshot(big.pid, "--paranoid")
+            there.exact(small.pid)
+            there.sound()
+    finally:
+        unmount(folder)
+
+
+def test_a_locked_store(filled: tuple[Ckpt, Victim, int]) -> None:
+    """Somebody's sqlite3 sits in a write transaction: wait for a while, then say so; afterwards all is well."""
+    ckpt, target, _ = filled
+    connection = sqlite3.connect(ckpt.store, isolation_level=None)
+    connection.execute("begin immediate")
+    try:
+        done = ckpt.run("snapshot", target.pid, timeout_s=60)
+        done.refused(1, "lock")
+        assert ckpt.run("log").code == 0
+    finally:
+        connection.execute("rollback")
+        connection.close()
+    ckpt.exact(target.pid)
+    target.verify()
+
+
+# ---- generations ----
+
+
+def test_unknown_generations(filled: tuple[Ckpt, Victim, int]) -> None:
+    ckpt, target, _ = filled
+    for spec in ("99", "no-such-tag", "latest~7", "nobody@latest"):
+        ckpt.run("show", spec).refused(6, spec.split("~")[0])
+        ckpt.run("rollback", spec, "--pid", target.pid).refused(6)
+    target.verify()
+
+
+def test_an_ambiguous_latest(filled: tuple[Ckpt, Victim, int], victim: Start) -> None:
+    ckpt, target, first = filled
+    other = victim("sleeper")
+    second = ckpt.snapshot(other.pid)["generation"]
+    ckpt.run("show", "latest").refused(6, "latest")
+    assert ckpt.run("show", "sleeper@latest").code == 0
+    assert second != first
+    assert ckpt.run("rollback", "latest", "--pid", target.pid, "--dry-run").code == 0
+
+
+def test_a_tagged_generation_stays(filled: tuple[Ckpt, Victim, int]) -> None:
+    ckpt, _, generation = filled
+    assert ckpt.run("tag", "kept", generation).code == 0
+    done = ckpt.run("rm", generation)
+    assert done.code != 0
+    done.refused(done.code, "kept")
+    assert ckpt.generations() == [generation]
+
+
+def test_rollback_after_the_process_died(filled: tuple[Ckpt, Victim, int]) -> None:
+    ckpt, target, generation = filled
+    target.end()
+    ckpt.run("rollback", generation).refused(6, str(target.pid))
+
+
+def test_errors_as_json(ckpt: Ckpt) -> None:
+    done = ckpt.run("snapshot", 4_000_000, "--json")
+    assert done.code == 6
+    assert json.loads(done.out)["error"]["exit_code"] == 6
