@@ -29,6 +29,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -248,6 +250,11 @@ SEAM(ssize_t, sys_pwrite, (int fd, const void *buffer, size_t bytes, uint64_t of
 SEAM(int, sys_pidfd_open, (pid_t pid, unsigned flags), (pid, flags), pid)
 SEAM(int, sys_pidfd_getfd, (int pidfd, int fd), (pidfd, fd), fd)
 SEAM(int, sys_pidfd_signal, (int pidfd, int signal), (pidfd, signal), signal)
+SEAM(ssize_t, sys_read, (int fd, void *buffer, size_t bytes), (fd, buffer, bytes), fd)
+SEAM(int, sys_statat, (int dir, const char *path, struct stat *status, int flags), (dir, path, status, flags), dir)
+SEAM(ssize_t, sys_readlinkat, (int dir, const char *path, char *buffer, size_t bytes), (dir, path, buffer, bytes), dir)
+SEAM(ssize_t, sys_getdents, (int fd, void *buffer, size_t bytes), (fd, buffer, bytes), fd)
+SEAM(int, sys_prlimit, (pid_t pid, int resource, struct rlimit *limit), (pid, resource, limit), resource)
 SEAM(int, sys_kcmp, (pid_t a, pid_t b, int type, uintptr_t x, uintptr_t y), (a, b, type, x, y), type)
 
 int ckpt_mark(const char *name) {
