@@ -1,0 +1,104 @@
+"""Acting on a frozen tree: remote calls, threads, pages. With core.py the only file that touches cffi's `lib` and `ffi`.
+
+Everything here raises one of `ckpt.errors`; a remote call that fails is named by its note.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Sequence
+
+from ckpt.errors import CkptError
+from ckpt.live.core import Sink, SpaceRuns, Track, Tree
+from ckpt.model import Action, Arg, RemoteCall, RetvalDecision
+from native._native import ffi, lib
+
+NONE = int(lib.CKPT_TRACK_NONE)
+_ACTIONS = {Action.KEEP: lib.CKPT_KEEP, Action.RESTART: lib.CKPT_RESTART, Action.REBUILD: lib.CKPT_REBUILD, Action.LINGER: lib.CKPT_LINGER}
+_FORMS = {Arg.VALUE: lib.CKPT_ARG_VALUE, Arg.RESULT: lib.CKPT_ARG_RESULT, Arg.BUFFER: lib.CKPT_ARG_DATA}
+
+
+class CallFailed(CkptError):
+    """A remote call gave an error, or less than was expected. `index` is its place in the batch."""
+
+    def __init__(self, text: str, index: int) -> None:
+        super().__init__(text)
+        self.index = index
+
+
+class Batch:
+    """RemoteCalls as C wants them. Built before the freeze where possible; may be run several times."""
+
+    def __init__(self, calls: Sequence[RemoteCall]) -> None:
+        self.source = calls
+        self.calls = ffi.new("struct ckpt_call[]", max(len(calls), 1))
+        data = bytearray()
+        for raw, item in zip(self.calls, calls, strict=False):
+            raw.nr, raw.may_fail = item.nr, item.expect is None
+            for position, arg in enumerate(item.args):
+                raw.form[position] = _FORMS[arg.form]
+                raw.arg[position] = arg.value
+                if arg.form is Arg.BUFFER:
+                    raw.arg[position] = len(data)
+                    data += arg.data + bytes(-len(arg.data) % 8)
+        self.data = data
+        self._lent = ffi.from_buffer(data) if data else ffi.NULL
+
+    def run(self, tree: Tree, tid: int) -> list[int]:
+        """Results in order; CallFailed names the first call that went wrong."""
+        count = len(self.source)
+        ran = tree.check(int(lib.ckpt_remote(tree.handle, tid, self.calls, count, self._lent, len(self.data))))
+        results = [int(raw.ret) for raw in self.calls[0:ran]]
+        for index, (item, got) in enumerate(zip(self.source, results, strict=False)):
+            if item.expect is not None and got < item.expect:
+                reason = os.strerror(-got) if -4096 < got < 0 else f"gave {got:#x}"
+                raise CallFailed(f"thread {tid}: {item.note}: {reason}", index)
+        if ran < count:
+            raise CallFailed(f"thread {tid}: {self.source[ran].note}: did not run", ran)
+        return results
+
+
+def remote_begin(tree: Tree, pid: int, avoid: Iterable[tuple[int, int]], data_bytes: int) -> None:
+    """Maps the bridge outside all ranges of `avoid` (start, end) with room for data_bytes."""
+    ranges = ffi.new("struct ckpt_range[]", [[start, end, 0, 0] for start, end in sorted(avoid)])
+    tree.check(int(lib.ckpt_remote_begin(tree.handle, pid, ranges, len(ranges), data_bytes)))
+
+
+def remote_end(tree: Tree, pid: int) -> None:
+    tree.check(int(lib.ckpt_remote_end(tree.handle, pid)))
+
+
+def threads_end(tree: Tree, pid: int, tids: Sequence[int]) -> None:
+    tree.check(int(lib.ckpt_threads_end(tree.handle, pid, ffi.new("int32_t[]", list(tids)), len(tids))))
+
+
+def threads_spawn(tree: Tree, pid: int, tids: Sequence[int]) -> None:
+    """EEXIST: one of the numbers belongs to somebody else by now."""
+    code = int(lib.ckpt_threads_spawn(tree.handle, pid, ffi.new("int32_t[]", list(tids)), len(tids)))
+    if code == -errno.EEXIST:
+        raise CkptError(f"task {pid}: a thread number of {', '.join(map(str, tids))} is taken by another task")
+    tree.check(code)
+
+
+def thread_set(tree: Tree, tid: int, regs: bytes, decision: RetvalDecision, nr: int, xstate: bytes, sigmask: int) -> None:
+    shown = int.from_bytes(regs[80:88], "little", signed=True)
+    raw = ffi.new("struct ckpt_decision *", [nr, shown, decision.value, int(_ACTIONS[decision.action]), int(decision.disturbed)])
+    words = ffi.new("uint64_t[27]")
+    ffi.buffer(words)[:] = regs
+    lent = ffi.from_buffer(xstate)
+    tree.check(int(lib.ckpt_thread_set(tree.handle, tid, words, raw, lent, len(xstate), ffi.new("uint64_t *", sigmask))))
+
+
+def pages_write(tree: Tree, pid: int, runs: bytes, data: bytes | bytearray | memoryview) -> None:
+    """runs: struct ckpt_run[] of DATA; data: their bytes in order."""
+    if runs:
+        cast = ffi.cast("struct ckpt_run *", ffi.from_buffer(runs))
+        tree.check(int(lib.ckpt_pages_write(tree.handle, pid, cast, len(runs) // 16, ffi.from_buffer(data))))
+
+
+def pages_scan(tree: Tree, track: Track, sink: Sink, *, protect: bool) -> SpaceRuns:
+    """What is populated: DATA = written since tracking last consumed it, SAME = not. The sink is reset first."""
+    sink.reset()
+    tree.check(int(lib.ckpt_pages_scan(tree.handle, track.raw(), int(protect), sink.handle)))
+    return sink.spaces()[0]
