@@ -1,0 +1,208 @@
+"""A plan carried out on a frozen tree. The order is the whole point:
+
+   threads that came since end -> mappings -> descriptors -> attributes -> threads that went are made again -> what each
+   thread knows of itself -> pages -> signals drained, timers -> registers -> (SIGCONT) -> signals queued again
+
+1. Threads end first: their last acts (robust futexes, clear_child_tid) write into memory that is then put right.
+2. Pages come after everything that lets the kernel write into the memory (clone, rseq, robust lists).
+3. Registers are last. From the first call to here the tasks are in a group stop (journal.py); whoever loses its tracer
+   stays stopped.
+4. A call that only opens a file may fail without harm: then everything is as it was (`Unchanged`). Any later failure leaves
+   the tasks stopped with the journal in place, for the next ckpt.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from itertools import groupby
+
+from ckpt.errors import CkptError
+from ckpt.live import act
+from ckpt.live.core import Tree, mark
+from ckpt.model import Action, Arg, Plan, RemoteArg, RemoteCall, Snapshot, Stage, Task
+
+NR_OPEN, NR_CLOSE, NR_MADVISE, NR_SIGTIMEDWAIT = 2, 3, 28, 128
+MADV_DONTNEED = 4
+EAGAIN = 11
+DRAIN_AT_ONCE = 8
+DATA_BYTES = 16384  #: room in the bridge beside the calls, at least
+ALL_SIGNALS = b"\xff" * 8
+BEFORE_SPAWN, BEFORE_PAGES, AFTER_DRAIN, AFTER_CONT = ("mappings", "descriptors", "attributes"), ("threads",), ("timers",), ("signals",)
+
+
+class Unchanged(CkptError):
+    """Something failed before the first change: the tasks are what they were."""
+
+
+def _values(*numbers: int) -> tuple[RemoteArg, ...]:
+    return tuple(RemoteArg(Arg.VALUE, number) for number in numbers)
+
+
+def _take_one(wanted: bytes) -> RemoteCall:
+    """rt_sigtimedwait that takes one pending signal and never waits."""
+    args = (RemoteArg(Arg.BUFFER, 0, wanted), *_values(0), RemoteArg(Arg.BUFFER, 0, bytes(16)), *_values(8))
+    return RemoteCall(NR_SIGTIMEDWAIT, args, "take a pending signal", None)
+
+
+class _Group:
+    """Consecutive calls of a stage that run in one thread. Results of earlier groups are filled in when it runs."""
+
+    def __init__(self, tid: int, first: int, calls: Sequence[RemoteCall]) -> None:
+        self.tid, self.first, self.calls = tid, first, calls
+        self.alone = all(arg.form is not Arg.RESULT or arg.value >= first for item in calls for arg in item.args)
+        self.batch = act.Batch([_shift(item, first, ()) for item in calls]) if self.alone else None
+
+    def run(self, tree: Tree, results: list[int]) -> None:
+        batch = self.batch or act.Batch([_shift(item, self.first, results) for item in self.calls])
+        results += batch.run(tree, self.tid)
+
+
+def _shift(item: RemoteCall, first: int, results: Sequence[int]) -> RemoteCall:
+    def arg(one: RemoteArg) -> RemoteArg:
+        if one.form is not Arg.RESULT:
+            return one
+        return RemoteArg(Arg.RESULT, one.value - first) if one.value >= first else RemoteArg(Arg.VALUE, results[one.value])
+
+    return RemoteCall(item.nr, tuple(arg(one) for one in item.args), item.note, item.expect, item.tid)
+
+
+class Executor:
+    """One plan on one frozen tree; `now` is the tree as it was captured inside this freeze. `stopped`: somebody had stopped
+    the tasks before us; then no signal of ours is needed, and they stay stopped."""
+
+    def __init__(self, tree: Tree, plan: Plan, now: Snapshot, wanted: Snapshot, *, stopped: bool) -> None:
+        self.tree, self.plan, self.now, self.wanted, self.stopped = tree, plan, now, wanted, stopped
+        self.calls = 0
+        self.changed = False
+        self.groups = {(stage.name, stage.pid): _groups(stage) for stage in plan.stages}
+
+    # ---- beginning and end ----
+
+    def begin(self) -> None:
+        """Puts the tasks into a group stop and maps the bridges. Nothing that the tasks could notice is changed by that."""
+        room = max((len(g.batch.data) for groups in self.groups.values() for g in groups if g.batch), default=0)
+        for task in self.wanted.tasks:
+            if not self.stopped:
+                self.tree.signal(task.pid, signal.SIGSTOP)
+        mark("stopping")
+        for task in self.wanted.tasks:
+            avoid = {(m.start, m.end) for m in (*task.mappings, *self.now.task(task.pid).mappings) if m.start < 1 << 47}
+            act.remote_begin(self.tree, task.pid, avoid, max(room, DATA_BYTES))
+        mark("stopped")
+
+    def end(self) -> None:
+        """Takes the group stop away, queues the signals again, unmaps the bridges. After the last register only."""
+        self._continue()
+        for name in AFTER_CONT:
+            self._stage(name)
+        for task in self.wanted.tasks:
+            act.remote_end(self.tree, task.pid)
+        mark("continued")
+
+    def abandon(self) -> None:
+        """Before any change: everything back as it was, still frozen."""
+        self._continue()
+        for task in self.wanted.tasks:
+            act.remote_end(self.tree, task.pid)
+
+    def _continue(self) -> None:
+        """SIGCONT takes the group stop away; then it is taken back itself, for a program may have a handler for it."""
+        for task in self.wanted.tasks:
+            if not self.stopped:
+                self.tree.signal(task.pid, signal.SIGCONT)
+                self._drain(task.pid, _set_of(signal.SIGCONT))
+
+    # ---- the stages ----
+
+    def before_pages(self) -> None:
+        for pid, tids in self.plan.threads_end.items():
+            if tids:
+                self.changed = True
+                act.threads_end(self.tree, pid, tids)
+        mark("threads-ended")
+        for name in BEFORE_SPAWN:
+            self._stage(name)
+        for pid, tids in self.plan.threads_spawn.items():
+            if tids:
+                act.threads_spawn(self.tree, pid, tids)
+        mark("threads-made")
+        for name in BEFORE_PAGES:
+            self._stage(name)
+
+    def drop(self, pid: int, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """madvise(DONTNEED) on [page, end); returns those that refused it (locked memory)."""
+        calls = [RemoteCall(NR_MADVISE, _values(page << 12, (end - page) << 12, MADV_DONTNEED), "drop", None) for page, end in spans]
+        refused: list[tuple[int, int]] = []
+        for start in range(0, len(calls), 4096):
+            part = calls[start : start + 4096]
+            results = act.Batch(part).run(self.tree, pid)
+            self.calls += len(part)
+            refused += [span for span, got in zip(spans[start : start + 4096], results, strict=True) if got < 0]
+        return refused
+
+    def after_pages(self) -> None:
+        for task in self.wanted.tasks:
+            self._drain(task.pid, ALL_SIGNALS)
+            here = {thread.tid for thread in task.threads}
+            for thread in self.now.task(task.pid).threads:
+                if thread.pending and thread.tid in here and thread.tid != task.pid:
+                    self._drain(thread.tid, ALL_SIGNALS)
+        for name in AFTER_DRAIN:
+            self._stage(name)
+        mark("registers")
+        for task in self.wanted.tasks:
+            for thread in task.threads:
+                act.thread_set(self.tree, thread.tid, thread.regs, thread.decision, thread.syscall.nr, thread.xstate, thread.sigmask)
+        mark("registers-set")
+
+    def _stage(self, name: str) -> None:
+        for (stage, _pid), groups in self.groups.items():
+            if stage != name:
+                continue
+            results: list[int] = []
+            for group in groups:
+                self._run(group, results)
+        mark(f"stage-{name}")
+
+    def _run(self, group: _Group, results: list[int]) -> None:
+        opens = next((index for index, item in enumerate(group.calls) if item.nr != NR_OPEN), len(group.calls))
+        try:
+            group.run(self.tree, results)
+            self.calls += len(group.calls)
+        except act.CallFailed as error:
+            if not self.changed and error.index < opens:
+                raise Unchanged(str(error)) from None
+            raise
+        self.changed = True
+
+    def _drain(self, tid: int, wanted: bytes) -> None:
+        batch = [_take_one(wanted)] * DRAIN_AT_ONCE
+        while act.Batch(batch).run(self.tree, tid)[-1] != -EAGAIN:
+            pass
+        self.calls += DRAIN_AT_ONCE
+
+
+def _groups(stage: Stage) -> list[_Group]:
+    groups, first = [], 0
+    for tid, run in groupby(stage.calls, key=lambda item: item.tid):
+        calls = list(run)
+        groups.append(_Group(tid or stage.pid, first, calls))
+        first += len(calls)
+    return groups
+
+
+def _set_of(number: int) -> bytes:
+    return (1 << (number - 1)).to_bytes(8, "little")
+
+
+RESTART_BLOCK = -516
+
+
+def disturbed(task: Task) -> list[str]:
+    """Threads whose interrupted call cannot continue quite as it would have."""
+    lines = [f"thread {thread.tid}: {thread.decision.reason}" for thread in task.threads if thread.decision.disturbed]
+    for thread in task.threads:
+        if thread.decision.value == RESTART_BLOCK and thread.decision.action is not Action.KEEP:
+            lines.append(f"thread {thread.tid}: its timed wait begins anew with its whole time")
+    return lines

@@ -1,0 +1,91 @@
+"""Contents of shared objects (memfd, shared anonymous memory, System V segments) brought back: by offset, through a file.
+
+Writes to shared memory are not tracked, so everything is read and compared; only pages that differ are written. An object
+is reached through a mapping or a descriptor of a task that has it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from ckpt.errors import CkptError
+from ckpt.model import PAGE, SharedObject, Snapshot
+
+PIECE = 256  #: pages compared at once
+
+
+class Pages(Protocol):
+    """The part of a PageSource that is needed here."""
+
+    def raw_runs(self, space: int) -> bytes: ...
+
+    def read(self, space: int, page: int, count: int) -> Iterator[memoryview]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    objects: Sequence[SharedObject]
+
+
+def fetch(objects: Sequence[SharedObject], _source: Pages) -> Contents:
+    """What will be compared. Objects are read piece by piece: they may be larger than our memory."""
+    return Contents(objects)
+
+
+def put(held: Contents, wanted: Snapshot, source: Pages) -> int:
+    """Makes every object what the generation says. Returns pages written."""
+    return sum(_put(item, wanted, source) for item in held.objects)
+
+
+def _put(item: SharedObject, wanted: Snapshot, source: Pages) -> int:
+    path = _reach(item, wanted)
+    if path is None:
+        return 0
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise CkptError(f"shared object {path}: cannot be written: {error.strerror}") from None
+    try:
+        if os.fstat(file).st_size != item.size:
+            os.ftruncate(file, item.size)
+        return _compare(file, item, source)
+    except OSError as error:
+        raise CkptError(f"shared object {path}: cannot be brought back: {error.strerror}") from None
+    finally:
+        os.close(file)
+
+
+def _compare(file: int, item: SharedObject, source: Pages) -> int:
+    written = 0
+    pages = (item.size + PAGE - 1) // PAGE
+    for first in range(0, pages, PIECE):
+        count = min(PIECE, pages - first)
+        want = b"".join(source.read(item.space, first, count))[: item.size - first * PAGE]
+        have = os.pread(file, len(want), first * PAGE)
+        if have == want:
+            continue
+        for at in range(0, len(want), PAGE):
+            if have[at : at + PAGE] != want[at : at + PAGE]:
+                os.pwrite(file, want[at : at + PAGE], first * PAGE + at)
+                written += 1
+    return written
+
+
+def _reach(item: SharedObject, wanted: Snapshot) -> str | None:
+    """A path of /proc under which the object can be opened, now that the wanted layout and tables stand."""
+    files = {file.id for file in wanted.files if (file.state.get("dev"), file.state.get("ino")) == (item.dev, item.ino)}
+    for task in wanted.tasks:
+        for mapping in task.mappings:
+            if (mapping.backing.dev, mapping.backing.ino) == (item.dev, item.ino) and mapping.backing.kind in ("object", "file"):
+                path = f"/proc/{task.pid}/map_files/{mapping.start:x}-{mapping.end:x}"
+                with suppress(OSError):
+                    os.readlink(path)
+                    return path
+        for descriptor in task.descriptors:
+            if descriptor.file in files:
+                return f"/proc/{task.pid}/fd/{descriptor.fd}"
+    return None
