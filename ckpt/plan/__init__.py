@@ -13,7 +13,7 @@ from ckpt.model import Plan, Snapshot, Stage
 from ckpt.plan.attributes import plan_attributes
 from ckpt.plan.batch import Batch
 from ckpt.plan.describe import as_json, as_lines
-from ckpt.plan.descriptors import plan_tables
+from ckpt.plan.descriptors import opened_paths, plan_tables
 from ckpt.plan.mappings import FileIdentity, World, paths_to_check, plan_layout
 from ckpt.plan.threads import plan_threads
 
@@ -32,7 +32,7 @@ def plan(now: Snapshot, wanted: Snapshot, world: World, *, tcp: str = "reset", r
     batches: dict[tuple[str, int], Batch] = {}
     ends: dict[int, tuple[int, ...]] = {}
     spawns: dict[int, tuple[int, ...]] = {}
-    tables = plan_tables(now, wanted, tcp, reserved or {})
+    tables = plan_tables(now, wanted, tcp, reserved or {}, world)
     for task in wanted.tasks:
         before = now.task(task.pid)
         layout = plan_layout(before, task, now.files, world)
@@ -49,9 +49,9 @@ def plan(now: Snapshot, wanted: Snapshot, world: World, *, tcp: str = "reset", r
 
 
 def paths_of(now: Snapshot, wanted: Snapshot) -> set[str]:
-    """Files that the plan may have to map again: the caller says what stands there (in the target's root)."""
+    """Files that the plan may have to map or open again: the caller says what stands there (in the target's root)."""
     here = {task.pid: task for task in now.tasks}
-    return {path for task in wanted.tasks if task.pid in here for path in paths_to_check(here[task.pid], task)}
+    return opened_paths(wanted) | {path for task in wanted.tasks if task.pid in here for path in paths_to_check(here[task.pid], task)}
 
 
 def _tree(now: Snapshot, wanted: Snapshot) -> list[str]:

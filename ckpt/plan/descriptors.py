@@ -23,6 +23,7 @@ from ckpt.kinds.base import CannotUndo, FdKind, Moved, PairKind, fd_kinds, peers
 from ckpt.model import Descriptor, OpenFile, RemoteArg, RemoteCall, Snapshot, Task
 from ckpt.plan import batch as b
 from ckpt.plan.batch import Batch
+from ckpt.plan.mappings import World
 
 _SOL_SOCKET, _SO_LINGER, _AF_INET, _SOCK_STREAM, _SHUT_RDWR = 1, 13, 2, 1, 2
 _IDENTITY = ("dev", "ino")
@@ -49,16 +50,18 @@ class _Fate:
 
 
 def plan_tables(
-    now: Snapshot, wanted: Snapshot, tcp: str, reserved: Mapping[int, int], kinds: Sequence[FdKind] | None = None
+    now: Snapshot, wanted: Snapshot, tcp: str, reserved: Mapping[int, int], world: World, kinds: Sequence[FdKind] | None = None
 ) -> dict[int, TablePlan]:
     """pid -> its table's plan. `tcp`: reset | keep | refuse, for connections that have moved since. `reserved`: pid -> the
-    number of the tracker's own descriptor, which neither snapshot shows."""
-    return _Tables(now, wanted, tcp, reserved, kinds if kinds is not None else fd_kinds()).plan()
+    number of the tracker's own descriptor, which neither snapshot shows. `world`: what stands under `opened_paths(wanted)`."""
+    return _Tables(now, wanted, tcp, reserved, world, kinds if kinds is not None else fd_kinds()).plan()
 
 
 class _Tables:
-    def __init__(self, now: Snapshot, wanted: Snapshot, tcp: str, reserved: Mapping[int, int], kinds: Sequence[FdKind]) -> None:
-        self.now, self.wanted, self.tcp, self.reserved = now, wanted, tcp, reserved
+    def __init__(
+        self, now: Snapshot, wanted: Snapshot, tcp: str, reserved: Mapping[int, int], world: World, kinds: Sequence[FdKind]
+    ) -> None:
+        self.now, self.wanted, self.tcp, self.reserved, self.world = now, wanted, tcp, reserved, world
         self.kinds = {kind.name: kind for kind in kinds}
         self.here = {file.id: file for file in now.files}
         self.there = {file.id: file for file in wanted.files}
@@ -138,11 +141,25 @@ class _Tables:
         try:
             calls = tuple(kind.recreate(file))
             self.fates[file.id] = _Fate(make=calls, result=len(calls) - 1, adjust=self._after(kind, file))
+            self._check_path(file)
         except Moved as error:
             self._bury(file, error)
         except CannotUndo as error:
             self._refuse(file, error)
         return None
+
+    def _check_path(self, file: OpenFile) -> None:
+        """Opening its path must give that very file."""
+        path = file.state.get("path")
+        if not isinstance(path, str) or not _named(file):
+            return
+        there = self.world.get(path)
+        if there is None:
+            raise CannotUndo(f"{path} is gone")
+        if (there.dev, there.ino) != (file.state["dev"], file.state["ino"]):
+            raise CannotUndo(f"{path} is another file by now")
+        if file.kind == "file" and there.size < file.pos:
+            raise CannotUndo(f"{path} has become shorter than the position {file.pos} in it")
 
     def _kept(self, kind: FdKind, file: OpenFile, source: OpenFile) -> bool:
         """True when the open file of now serves (or the fate is settled otherwise); False: make it again."""
@@ -208,6 +225,9 @@ class _Tables:
         entries = []
         for entry in source.state["entries"]:
             watched = entry["file"]
+            if watched < 0:  # held by nobody of the tree: what it watches stays as it is
+                entries.append(entry)
+                continue
             if watched not in kept:
                 continue
             places = {fd for _, fd in self.at_wanted[kept[watched]]}
@@ -288,6 +308,11 @@ class _Tables:
         mine = dict.fromkeys(item.file for item in wanted.descriptors if self.at_wanted[item.file][0][0] == wanted.pid)
         for identity in sorted(mine, key=lambda item: (self.there[item].kind == "epoll", item)):
             batch.extend(self.fates[identity].adjust)
+
+
+def opened_paths(wanted: Snapshot) -> set[str]:
+    """Paths that may have to be opened again."""
+    return {str(file.state["path"]) for file in wanted.files if "path" in file.state and _named(file)}
 
 
 def _holders(tasks: Iterable[Task]) -> dict[int, list[tuple[int, int]]]:

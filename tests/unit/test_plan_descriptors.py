@@ -13,6 +13,7 @@ from ckpt.kinds.base import CannotUndo, FdKind, Moved, call
 from ckpt.model import Arg, Descriptor, OpenFile, PidRef, RemoteCall, Snapshot, Task
 from ckpt.plan import batch as b
 from ckpt.plan.descriptors import TablePlan, plan_tables
+from ckpt.plan.mappings import FileIdentity
 
 MAKE, SET, WATCH = 1000, 1001, 1002
 
@@ -75,6 +76,10 @@ class Wire(Box):
         raise Moved("the connection is gone")
 
 
+class File(Box):
+    name = "file"
+
+
 class Epoll(Box):
     name = "epoll"
 
@@ -86,7 +91,8 @@ class Epoll(Box):
         return [call(MAKE, 77, note="epoll_create1")]
 
 
-KINDS: tuple[FdKind, ...] = (Box(), Node(), Stone(), Wire(), Epoll())
+WORLD = {"/data": FileIdentity(3, 9, 100, 1)}
+KINDS: tuple[FdKind, ...] = (Box(), Node(), Stone(), Wire(), File(), Epoll())
 
 
 class Table:
@@ -162,7 +168,7 @@ def box(identity: int, v: int, kind: str = "box") -> OpenFile:
 
 
 def planned(now: Snapshot, wanted: Snapshot, tcp: str = "reset", seat: int = -1) -> TablePlan:
-    return plan_tables(now, wanted, tcp, {7: seat} if seat >= 0 else {}, KINDS)[7]
+    return plan_tables(now, wanted, tcp, {7: seat} if seat >= 0 else {}, WORLD, KINDS)[7]
 
 
 def apply(now: Snapshot, wanted: Snapshot, tcp: str = "reset", seat: int = -1) -> Table:
@@ -236,6 +242,16 @@ def test_a_connection_that_moved_or_is_gone_becomes_a_dead_socket(there: bool) -
     assert "fd 8" in line
     if there:
         assert planned(now, wanted, "keep").batch.calls == []
+
+
+@pytest.mark.parametrize(
+    ("path", "ino", "pos", "reason"),
+    [("/data", 9, 100, None), ("/data", 8, 0, "another file"), ("/data", 9, 101, "shorter"), ("/gone", 9, 0, "is gone")],
+)
+def test_a_path_is_opened_again_only_if_it_still_leads_there(path: str, ino: int, pos: int, reason: str | None) -> None:
+    file = OpenFile(1, "file", 0, pos, {"v": 5, "dev": 3, "ino": ino, "path": path})
+    plan = planned(snapshot({}, {}), snapshot({4: 1}, {1: file}))
+    assert [reason in line for line in plan.refusals] == ([True] if reason else [])
 
 
 def entry(fd: int, file: int) -> dict[str, int]:
