@@ -1,0 +1,58 @@
+/* What the files of the store's C module share. */
+#ifndef ST_PAGES_H
+#define ST_PAGES_H
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+#include "ckpt_store.h"
+
+#define ST_PAGE 4096u
+#define ST_HASH 16u
+#define ST_SLOTS 2048u /* frames in a pack, at most; fits the 16 bits of a slot */
+#define ST_BATCH 1024u /* pages hashed and compressed at a time */
+#define ST_ZERO_ID UINT64_C(0)
+#define ST_ABSENT_ID (~UINT64_C(0))
+
+static inline uint32_t st_id_pack(uint64_t id) { return (uint32_t)(id >> 16); }
+static inline uint32_t st_id_slot(uint64_t id) { return (uint32_t)(id & 0xffff); }
+/* The id of the page `off` pages into an extent that begins with id. */
+static inline uint64_t st_id_at(uint64_t id, uint64_t off) { return id == ST_ZERO_ID || id == ST_ABSENT_ID ? id : id + off; }
+
+/* How SQLite lays a BLOB out (its file format, section "B-tree Cell Format"): of a row too big for its page, `local` bytes stay in
+ * the leaf and the rest goes to overflow pages, each a 4-byte next number and `per` bytes. We choose the BLOB's size so that the
+ * leaf keeps exactly the least it may: then frames begin with an overflow page and the reader can compute where each one is. */
+struct st_geometry {
+    uint32_t page_size;
+    uint32_t per;   /* payload bytes of one overflow page */
+    uint32_t local; /* payload bytes in the leaf, the record's header included */
+};
+struct st_geometry st_geometry(uint32_t page_size);
+/* Bytes of the record's header for a BLOB of this size in the table pack_data (rowid alias, BLOB). */
+uint32_t st_record_header(size_t blob);
+/* Size of the BLOB that holds so many bytes of frames; *ret_prefix: where the frames begin in it. */
+size_t st_blob_size(struct st_geometry geometry, size_t frames_bytes, size_t *ret_prefix);
+
+/* Runs work(context, from, to) over 0..count in up to two threads. */
+void st_parallel(void (*work)(void *context, size_t from, size_t to), void *context, size_t count, size_t least);
+
+/* index.c: contents known to the writer. */
+struct st_index;
+int st_index_new(struct st_index **ret_index);
+void st_index_free(struct st_index *index);
+int st_index_segment(struct st_index *index, uint64_t entries, uint32_t bits, const uint8_t *filter, size_t filter_size);
+int st_index_bucket(struct st_index *index, uint32_t segment, uint32_t bucket, const uint8_t *entries, size_t size);
+/* 1 and the id; 0: not there; 2: *ret_need must be loaded first. */
+int st_index_find(const struct st_index *index, const uint8_t *hash, uint64_t *ret_id, uint64_t *ret_need);
+int st_index_add(struct st_index *index, const uint8_t *hash, uint64_t id);
+size_t st_index_count(const struct st_index *index);
+void st_index_copy(const struct st_index *index, struct st_entry *ret_entries);
+
+/* locate.c: the file pages of a pack's BLOB. */
+int st_locate_first(int fd, struct st_geometry geometry, uint32_t root, uint32_t pack, uint32_t *ret_first);
+/* The overflow page behind `page` when SQLite appended the chain in one go (it skips its own pages). */
+uint32_t st_locate_next_guess(uint32_t page_size, uint32_t page);
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,376 @@
+/* Pages out: extents in, bytes in the extents' order. Frames are read in the file's order, straight from the file, in pieces of up
+ * to CHUNK, by two threads; each page proves itself by the keyed hash that stands before its frame.
+ *
+ * Invariants
+ *   1. A page is handed out only if its hash, with its id mixed in, is the one that was stored: so where a frame lies may be guessed.
+ *   2. A guess that failed is replaced once by the truth (the chain of overflow pages); what fails again is reported, never repaired here. */
+#include <errno.h>
+#include <fcntl.h>
+#include <lz4.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "pages.h"
+
+#define CHUNK_PAGES 16u          /* file pages in one read, at most */
+#define GAP (24u * 1024)         /* bytes between two frames that are cheaper to read than to skip */
+
+struct pack {
+    uint32_t number, frames, file_pages;
+    uint32_t *offsets; /* frames + 1 */
+    uint32_t *where;   /* file page of each overflow page; NULL: not looked for yet */
+};
+struct st_reader {
+    int fd;
+    uint8_t key[32];
+    struct st_geometry geometry;
+    uint32_t root;
+    struct pack *packs;
+    size_t count, room;
+};
+
+/* A stretch of frames of one pack, and where its first page goes. */
+struct piece { uint64_t id, out; uint32_t count, pack; };
+struct job {
+    st_reader *reader;
+    struct piece *pieces;
+    uint8_t *out;
+    uint64_t *bad;
+    size_t cap, bad_count;
+    pthread_mutex_t lock;
+};
+
+int st_reader_new(int fd, const uint8_t *key, uint32_t page_size, uint32_t root, st_reader **ret_reader)
+{
+    st_reader *r = calloc(1, sizeof(*r));
+    if (!r)
+        return -ENOMEM;
+    r->fd = fd;
+    r->root = root;
+    r->geometry = st_geometry(page_size);
+    memcpy(r->key, key, sizeof(r->key));
+    *ret_reader = r;
+    return 0;
+}
+
+void st_reader_free(st_reader *r)
+{
+    for (size_t i = 0; r && i < r->count; i++) {
+        free(r->packs[i].offsets);
+        free(r->packs[i].where);
+    }
+    if (r)
+        free(r->packs);
+    free(r);
+}
+
+/* Where the pack's overflow pages are if they were appended in one go; the truth when `walk`. */
+static int find_pages(st_reader *r, struct pack *pack, int walk)
+{
+    uint32_t page;
+    int e = st_locate_first(r->fd, r->geometry, r->root, pack->number, &page);
+    if (e < 0)
+        return e;
+    uint32_t *where = malloc((pack->file_pages + 1) * sizeof(*where));
+    if (!where)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < pack->file_pages; i++) {
+        uint8_t next[4];
+        where[i] = page;
+        if (!walk)
+            page = st_locate_next_guess(r->geometry.page_size, page);
+        else if (pread(r->fd, next, 4, (off_t)(page - 1) * r->geometry.page_size) == 4)
+            page = (uint32_t)next[0] << 24 | (uint32_t)next[1] << 16 | (uint32_t)next[2] << 8 | next[3];
+        if (!page)
+            page = UINT32_MAX;
+    }
+    free(pack->where);
+    pack->where = where;
+    return 0;
+}
+
+int st_reader_pack(st_reader *r, uint32_t number, const uint16_t *lengths, uint32_t frames)
+{
+    if (r->count && r->packs[r->count - 1].number >= number)
+        return -EINVAL;
+    if (r->count == r->room) {
+        size_t room = r->room ? r->room * 2 : 64;
+        struct pack *packs = realloc(r->packs, room * sizeof(*packs));
+        if (!packs)
+            return -ENOMEM;
+        r->packs = packs;
+        r->room = room;
+    }
+    struct pack *pack = &r->packs[r->count];
+    *pack = (struct pack){.number = number, .frames = frames, .offsets = malloc((frames + 1) * sizeof(uint32_t))};
+    if (!pack->offsets)
+        return -ENOMEM;
+    uint32_t at = 0;
+    for (uint32_t i = 0; i < frames; i++) {
+        pack->offsets[i] = at;
+        at += lengths[i] ? lengths[i] + ST_HASH : 0;
+    }
+    pack->offsets[frames] = at;
+    pack->file_pages = (at + r->geometry.per - 1) / r->geometry.per;
+    r->count++;
+    find_pages(r, pack, 0);
+    return 0;
+}
+
+static struct pack *find_pack(const st_reader *r, uint32_t number)
+{
+    size_t low = 0, high = r->count;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (r->packs[middle].number < number)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < r->count && r->packs[low].number == number ? &r->packs[low] : NULL;
+}
+
+static int decode(const uint8_t *key, const uint8_t *frame, uint32_t length, uint64_t id, uint8_t *page, uint8_t *ret_hash)
+{
+    uint64_t tail;
+    if (length == ST_PAGE)
+        memcpy(page, frame + ST_HASH, ST_PAGE);
+    else if (LZ4_decompress_safe((const char *)frame + ST_HASH, (char *)page, (int)length, ST_PAGE) != (int)ST_PAGE)
+        return -EBADMSG;
+    st_hash_page(key, page, ret_hash);
+    memcpy(&tail, ret_hash + 8, 8);
+    tail ^= id;
+    return !memcmp(frame, ret_hash, 8) && !memcmp(frame + 8, &tail, 8) ? 0 : -EBADMSG;
+}
+
+static void report(struct job *job, uint64_t index)
+{
+    pthread_mutex_lock(&job->lock);
+    if (job->bad_count < job->cap)
+        job->bad[job->bad_count] = index;
+    job->bad_count++;
+    pthread_mutex_unlock(&job->lock);
+}
+
+/* Overflow pages first..last into buffer, page k at (k - first) * page_size, as few reads as their places allow. */
+static void read_pages(const st_reader *r, const struct pack *pack, uint32_t first, uint32_t last, uint32_t skip, uint32_t stop, uint8_t *buffer)
+{
+    uint32_t size = r->geometry.page_size;
+    for (uint32_t k = first, n; k <= last; k += n) {
+        for (n = 1; k + n <= last && pack->where[k + n] == pack->where[k] + n; n++)
+            ;
+        size_t from = k == first ? skip : 0, to = (size_t)(n - 1) * size + (k + n - 1 == last ? stop : size);
+        uint8_t *at = buffer + (size_t)(k - first) * size + from;
+        ssize_t got = pread(r->fd, at, to - from, (off_t)(pack->where[k] - 1) * size + (off_t)from);
+        if (got < (ssize_t)(to - from))
+            memset(at + (got > 0 ? got : 0), 0, to - from - (got > 0 ? (size_t)got : 0));
+    }
+}
+
+/* Decodes frames slot.. of one piece out of a buffer that holds the pack's overflow pages from `first`. */
+static void decode_piece(struct job *job, const struct pack *pack, const struct piece *piece, uint32_t first, const uint8_t *buffer)
+{
+    const st_reader *r = job->reader;
+    uint8_t whole[ST_HASH + ST_PAGE], hash[ST_HASH];
+    for (uint32_t i = 0; i < piece->count; i++) {
+        uint32_t slot = st_id_slot(piece->id) + i, from = pack->offsets[slot], size = pack->offsets[slot + 1] - from;
+        uint32_t k = from / r->geometry.per, x = from % r->geometry.per, here = r->geometry.per - x;
+        const uint8_t *frame = buffer + (size_t)(k - first) * r->geometry.page_size + 4 + x;
+        if (size > here) {
+            memcpy(whole, frame, here);
+            memcpy(whole + here, frame + here + 4, size - here);
+            frame = whole;
+        }
+        if (size <= ST_HASH || decode(r->key, frame, size - ST_HASH, piece->id + i, job->out + (piece->out + i) * ST_PAGE, hash) < 0)
+            report(job, piece->out + i);
+    }
+}
+
+/* Reads pieces[from..to), sorted by id, grouping neighbours into chunks. */
+static void read_pieces(void *context, size_t from, size_t to)
+{
+    struct job *job = context;
+    st_reader *r = job->reader;
+    uint32_t per = r->geometry.per;
+    uint8_t *buffer = malloc((size_t)(CHUNK_PAGES + 2) * r->geometry.page_size);
+    for (size_t i = from, next; i < to; i = next) {
+        const struct piece *p = &job->pieces[i];
+        struct pack *pack = p->pack == UINT32_MAX ? NULL : &r->packs[p->pack];
+        uint32_t begin = pack ? pack->offsets[st_id_slot(p->id)] : 0, end = pack ? pack->offsets[st_id_slot(p->id) + p->count] : 0;
+        next = i + 1;
+        if (!buffer || !pack || !pack->where || begin == end) {
+            for (uint32_t k = 0; k < p->count; k++)
+                report(job, p->out + k);
+            continue;
+        }
+        for (; next < to && job->pieces[next].pack == p->pack; next++) {
+            const struct piece *q = &job->pieces[next];
+            uint32_t q_begin = pack->offsets[st_id_slot(q->id)], q_end = pack->offsets[st_id_slot(q->id) + q->count];
+            if (q_begin > end + GAP || q_end / per - begin / per >= CHUNK_PAGES)
+                break;
+            end = q_end > end ? q_end : end;
+        }
+        uint32_t first = begin / per, last = (end - 1) / per;
+        read_pages(r, pack, first, last, begin % per + 4, (end - 1) % per + 5, buffer);
+        for (size_t k = i; k < next; k++)
+            decode_piece(job, pack, &job->pieces[k], first, buffer);
+    }
+    free(buffer);
+}
+
+static int by_id(const void *a, const void *b)
+{
+    const struct piece *x = a, *y = b;
+    return x->id < y->id ? -1 : x->id > y->id;
+}
+
+/* Cuts extents into pieces that fit a chunk, sorted by id; zero pages are filled in at once (out may be NULL). */
+static int cut(st_reader *r, const struct st_extent *extents, size_t count, uint8_t *out, struct piece **ret_pieces, size_t *ret_count)
+{
+    const uint32_t most = CHUNK_PAGES * r->geometry.per / (ST_PAGE + ST_HASH) - 1;
+    size_t room = 0, n = 0;
+    uint64_t at = 0;
+    for (size_t i = 0; i < count; i++)
+        room += extents[i].count / most + 1;
+    struct piece *pieces = malloc((room + 1) * sizeof(*pieces));
+    if (!pieces)
+        return -ENOMEM;
+    for (size_t i = 0; i < count; i++) {
+        const struct st_extent *e = &extents[i];
+        if (e->id == ST_ZERO_ID && out)
+            memset(out + at * ST_PAGE, 0, (size_t)e->count * ST_PAGE);
+        struct pack *pack = e->id == ST_ZERO_ID ? NULL : find_pack(r, st_id_pack(e->id));
+        uint32_t index = pack && st_id_slot(e->id) + e->count <= pack->frames ? (uint32_t)(pack - r->packs) : UINT32_MAX;
+        for (uint32_t off = 0; e->id != ST_ZERO_ID && off < e->count; off += most)
+            pieces[n++] = (struct piece){e->id + off, at + off, e->count - off < most ? e->count - off : most, index};
+        at += e->count;
+    }
+    qsort(pieces, n, sizeof(*pieces), by_id);
+    *ret_pieces = pieces;
+    *ret_count = n;
+    return 0;
+}
+
+/* Second try for what failed: the packs concerned get their true chains, then each page is read alone. */
+static void again(st_reader *r, struct job *first)
+{
+    size_t count = first->bad_count < first->cap ? first->bad_count : first->cap, kept = 0, left = 0;
+    uint32_t last = UINT32_MAX;
+    struct job job = *first;
+    for (size_t i = 0; i < count; i++) {
+        struct piece piece = {.pack = UINT32_MAX};
+        for (struct piece *p = first->pieces; p->count; p++)
+            if (p->out <= first->bad[i] && first->bad[i] < p->out + p->count) {
+                piece = (struct piece){p->id + (first->bad[i] - p->out), first->bad[i], 1, p->pack};
+                break;
+            }
+        if (piece.pack != UINT32_MAX && piece.pack != last)
+            find_pages(r, &r->packs[piece.pack], 1);
+        last = piece.pack;
+        job.pieces = &piece;
+        job.bad = first->bad + kept;
+        job.cap = 1;
+        job.bad_count = 0;
+        uint64_t index = first->bad[i];
+        read_pieces(&job, 0, 1);
+        if (job.bad_count)
+            first->bad[kept++] = index;
+        left += job.bad_count;
+    }
+    if (first->bad_count <= first->cap)
+        first->bad_count = left;
+}
+
+int st_reader_read(st_reader *r, const struct st_extent *extents, size_t count, uint8_t *ret_pages, uint64_t *bad, size_t cap, size_t *ret_bad)
+{
+    struct job job = {.reader = r, .out = ret_pages, .bad = bad, .cap = cap, .lock = PTHREAD_MUTEX_INITIALIZER};
+    size_t pieces;
+    int e = cut(r, extents, count, ret_pages, &job.pieces, &pieces);
+    if (e < 0)
+        return e;
+    job.pieces[pieces] = (struct piece){0};
+    st_parallel(read_pieces, &job, pieces, 32);
+    if (job.bad_count)
+        again(r, &job);
+    free(job.pieces);
+    *ret_bad = job.bad_count;
+    return 0;
+}
+
+int st_reader_prefetch(st_reader *r, const struct st_extent *extents, size_t count)
+{
+    struct piece *pieces;
+    size_t n;
+    off_t from = 0, to = 0;
+    int e = cut(r, extents, count, NULL, &pieces, &n);
+    if (e < 0)
+        return e;
+    for (size_t i = 0; i < n; i++) {
+        const struct pack *pack = pieces[i].pack == UINT32_MAX ? NULL : &r->packs[pieces[i].pack];
+        uint32_t begin = pack ? pack->offsets[st_id_slot(pieces[i].id)] : 0, end = pack ? pack->offsets[st_id_slot(pieces[i].id) + pieces[i].count] : 0;
+        if (!pack || !pack->where || begin == end)
+            continue;
+        uint32_t per = r->geometry.per;
+        for (uint32_t k = begin / per; k <= (end - 1) / per; k++) {
+            off_t page = (off_t)(pack->where[k] - 1) * r->geometry.page_size;
+            off_t a = page + (k == begin / per ? begin % per + 4 : 0), b = page + (k == (end - 1) / per ? (end - 1) % per + 5 : r->geometry.page_size);
+            if (to && a >= from && a <= to + (off_t)GAP) {
+                to = b > to ? b : to;
+                continue;
+            }
+            if (to)
+                posix_fadvise(r->fd, from, to - from, POSIX_FADV_WILLNEED);
+            from = a;
+            to = b;
+        }
+    }
+    if (to)
+        posix_fadvise(r->fd, from, to - from, POSIX_FADV_WILLNEED);
+    free(pieces);
+    return 0;
+}
+
+int st_frame_page(st_reader *r, const uint8_t *blob, size_t size, uint64_t id, uint8_t *ret_page, uint8_t *ret_hash)
+{
+    const struct pack *pack = find_pack(r, st_id_pack(id));
+    if (!pack || st_id_slot(id) >= pack->frames)
+        return -ENOENT;
+    uint32_t from = pack->offsets[st_id_slot(id)], length = pack->offsets[st_id_slot(id) + 1] - from;
+    size_t prefix = r->geometry.local - st_record_header(size);
+    if (length <= ST_HASH)
+        return -ENOENT;
+    if (prefix + from + length > size)
+        return -EBADMSG;
+    return decode(r->key, blob + prefix + from, length - ST_HASH, id, ret_page, ret_hash);
+}
+
+int st_pack_rewrite(uint32_t page_size, const uint8_t *blob, size_t size, const uint16_t *lengths, uint32_t frames, const uint8_t *bits,
+                    uint16_t *ret_lengths, uint8_t **ret_blob, size_t *ret_size)
+{
+    struct st_geometry geometry = st_geometry(page_size);
+    size_t old_prefix = geometry.local - st_record_header(size), from = 0, used = 0, prefix;
+    for (uint32_t i = 0; i < frames; i++)
+        used += (bits[i / 8] >> (i % 8) & 1) && lengths[i] ? lengths[i] + ST_HASH : 0;
+    size_t new_size = st_blob_size(geometry, used, &prefix);
+    uint8_t *fresh = calloc(1, new_size), *to = fresh + prefix;
+    if (!fresh)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < frames; i++) {
+        size_t length = lengths[i] ? (size_t)lengths[i] + ST_HASH : 0;
+        if (old_prefix + from + length > size) {
+            free(fresh);
+            return -EBADMSG;
+        }
+        ret_lengths[i] = bits[i / 8] >> (i % 8) & 1 ? lengths[i] : 0;
+        if (ret_lengths[i]) {
+            memcpy(to, blob + old_prefix + from, length);
+            to += length;
+        }
+        from += length;
+    }
+    *ret_blob = fresh;
+    *ret_size = new_size;
+    return 0;
+}

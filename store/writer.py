@@ -1,0 +1,233 @@
+"""One generation being written: pages come in batches, packs go out as orphans, one transaction publishes.
+
+Nothing that an unpublished writer leaves can be seen: packs that no generation names, found and dropped by gc. The index of
+contents is written in the publishing transaction, so no later writer can build on an orphan.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
+from types import TracebackType
+from typing import Any
+
+from store import index
+from store._pages import ffi, lib
+from store.database import PAGE_SIZE, transaction, translated, writer_lock
+from store.layouts import EMPTY, Layout, check, runs_buffer
+from store.manifests import change_rows, load_layouts, store_layout
+from store.records import Counts, Generation, StoreError
+
+__all__ = ["Writer"]
+
+PAGE = 4096
+#: Packs are kept until there is this much of them, so that a small generation costs one transaction only.
+HELD_BYTES = 24 << 20
+_TABLES = ("processes", "threads", "mappings", "descriptors")
+_PAGES = ("resident", "dirty", "read", "zero", "deduplicated", "stored")
+
+
+class Writer(AbstractContextManager["Writer"]):
+    """Made by `Store.begin`. Leaving the `with` without `publish` abandons everything."""
+
+    def __init__(self, connection: sqlite3.Connection, path: str, key: bytes, parent: int | None, timeout_s: float) -> None:
+        self._connection = connection
+        self._path = path
+        self._parent = parent
+        self._stack = ExitStack()
+        self._published = False
+        with translated(path):
+            self._stack.enter_context(writer_lock(path, timeout_s))
+        try:
+            with translated(path):
+                self._start(key)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _start(self, key: bytes) -> None:
+        execute = self._connection.execute
+        if self._parent is not None and not execute("SELECT 1 FROM generations WHERE generation = ?", (self._parent,)).fetchone():
+            raise StoreError("no-generation", f"{self._path}: no generation {self._parent}")
+        last = execute("SELECT seq FROM sqlite_sequence WHERE name = 'packs'").fetchone()
+        out = ffi.new("st_writer **")
+        check(lib.st_writer_new(ffi.from_buffer("uint8_t[]", key), (last[0] if last else 0) + 1, PAGE_SIZE, out), "writer")
+        self._writer = ffi.gc(out[0], lib.st_writer_free)
+        self._segments = index.attach(self._connection, self._writer)
+        self._parents: dict[int, Layout] = load_layouts(self._connection, self._parent) if self._parent is not None else {}
+        self._added: dict[int, Layout] = {}
+        self._final: dict[int, Layout] = {}
+        self._held: list[tuple[int, int, int, bytes, bytes]] = []
+        self._held_bytes = 0
+        self._pool: ThreadPoolExecutor | None = None
+        self._pending: Future[None] | None = None
+        self._orphans: list[int] = []
+
+    # ---- pages ----
+
+    def add(self, space: int, runs: Any, data: Any) -> Counts:
+        """DATA and ZERO runs, sorted, with the bytes of the DATA pages in order. What a later call says of a page wins.
+
+        Raises ValueError for runs that are not sorted or do not fit the data, StoreError(full) when the disk is full.
+        """
+        array, count = runs_buffer(runs)
+        view = memoryview(data).cast("B")
+        if len(view) % PAGE:
+            raise ValueError(f"data: {len(view)} bytes are not a whole number of pages")
+        before = self._counts()
+        if lib.st_writer_feed(self._writer, array, count, ffi.from_buffer("uint8_t[]", view), len(view) // PAGE) < 0:
+            raise ValueError("runs are not sorted, hold something other than DATA and ZERO, or do not fit the data")
+        with translated(self._path):
+            while (step := check(lib.st_writer_step(self._writer), "writer")) != lib.ST_DONE:
+                if step == lib.ST_BUCKETS:
+                    index.load_needs(self._connection_idle(), self._writer, self._segments)
+                else:
+                    self._take_pack()
+        pointer = lib.st_writer_take_map(self._writer)
+        if pointer == ffi.NULL:
+            raise MemoryError("layout")
+        layout = Layout(pointer)
+        self._added[space] = self._added[space].overlay(layout) if space in self._added else layout
+        after = self._counts()
+        return Counts(*(a - b for a, b in zip(after, before, strict=True)))
+
+    def finish(self, space: int, runs: Any) -> None:
+        """The complete layout of the space: DATA, ZERO and SAME runs; what is not named is gone.
+
+        Raises StoreError(io) where a page is named that was neither added nor in the parent: the capture was wrong.
+        """
+        known = self._parents.get(space, EMPTY).overlay(self._added.get(space, EMPTY))
+        try:
+            self._final[space] = known.select(runs)
+        except StoreError as error:
+            raise StoreError(error.kind, f"space {space}: {error}") from None
+
+    def _counts(self) -> tuple[int, ...]:
+        out = ffi.new("struct st_counts *")
+        lib.st_writer_counts(self._writer, out)
+        return (out.read, out.zero, out.deduplicated, out.stored, out.bytes_stored)
+
+    # ---- packs ----
+
+    def _take_pack(self) -> None:
+        number, blob, size, lengths = ffi.new("uint32_t *"), ffi.new("uint8_t **"), ffi.new("size_t *"), ffi.new("uint16_t **")
+        frames = lib.st_writer_pack(self._writer, number, ffi.cast("uint8_t **", blob), size, ffi.cast("uint16_t **", lengths))
+        if not frames:
+            return
+        if self._held_bytes >= HELD_BYTES:
+            self._write_held()
+        self._held.append((number[0], frames, size[0], bytes(ffi.buffer(lengths[0], frames * 2)), bytes(ffi.buffer(blob[0], size[0]))))
+        self._held_bytes += size[0]
+        lib.st_writer_packed(self._writer)
+
+    def _connection_idle(self) -> sqlite3.Connection:
+        """The connection, when the thread that writes orphans has ended what it was doing."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+        return self._connection
+
+    def _write_held(self) -> None:
+        """Hands what is held to the thread that writes, after the last such work has ended (and raised, had it failed)."""
+        connection = self._connection_idle()
+        held, self._held, self._held_bytes = self._held, [], 0
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1)
+            self._stack.callback(self._pool.shutdown)
+        self._orphans += [pack[0] for pack in held]
+        self._pending = self._pool.submit(self._write_orphans, connection, held)
+
+    @staticmethod
+    def _write_orphans(connection: sqlite3.Connection, held: list[tuple[int, int, int, bytes, bytes]]) -> None:
+        with transaction(connection):
+            insert_packs(connection, held)
+
+    # ---- the end ----
+
+    def publish(self, generation: Generation, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
+        """Makes the generation visible, all of it or nothing, and returns its number.
+
+        `rows`: {table: rows} for processes, threads, mappings and descriptors, without the generation's number.
+        """
+        if self._published:
+            raise RuntimeError("published already")
+        unfinished = sorted(set(self._added) - set(self._final))
+        if unfinished:
+            raise ValueError(f"pages were added to spaces that were not finished: {unfinished}")
+        with translated(self._path):
+            self._take_pack()
+            connection = self._connection_idle()
+            with transaction(connection):
+                insert_packs(connection, self._held)
+                index.add_segment(connection, self._writer)
+                number = self._insert_generation(connection, generation)
+                for space, layout in sorted(self._final.items()):
+                    store_layout(connection, number, space, layout, self._parent, self._parents.get(space))
+                connection.executemany(
+                    "INSERT INTO page_runs VALUES (?, ?, ?, ?, ?, ?, ?)", change_rows(number, self._parents, self._final)
+                )
+                for table, table_rows in rows.items():
+                    insert_rows(connection, table, number, table_rows)
+        self._published = True
+        return number
+
+    def _insert_generation(self, connection: sqlite3.Connection, g: Generation) -> int:
+        cursor = connection.execute(
+            "INSERT INTO generations (parent, lineage, incarnation, kind, tracker, pid, command, created_ns, stop_ns, total_ns, "
+            'resident, dirty, "read", zero, deduplicated, stored, bytes_stored) VALUES (' + ", ".join("?" * 17) + ")",
+            (
+                *(self._parent, g.lineage, g.incarnation, g.kind, g.tracker, g.pid, g.command, g.created_ns, g.stop_ns, g.total_ns),
+                *(g.pages.get(name, 0) for name in _PAGES),
+                g.bytes_stored,
+            ),
+        )
+        number = int(cursor.lastrowid or 0)
+        connection.execute("INSERT INTO snapshots VALUES (?, ?)", (number, g.snapshot))
+        connection.executemany("INSERT INTO phases VALUES (?, ?, ?)", [(number, name, ns) for name, ns in g.phases.items()])
+        connection.executemany("INSERT OR REPLACE INTO tags VALUES (?, ?)", [(tag, number) for tag in g.tags])
+        connection.execute("INSERT OR IGNORE INTO lineages VALUES (?, ?, ?)", (g.lineage, g.command, g.created_ns))
+        return number
+
+    def close(self) -> None:
+        """Abandons what was not published: its packs go, as far as the disk allows now, else with the next gc."""
+        try:
+            if not self._published and (self._orphans or self._pending is not None):
+                self._drop_orphans()
+        finally:
+            self._stack.close()
+
+    def _drop_orphans(self) -> None:
+        try:
+            connection = self._connection_idle()
+            with transaction(connection):
+                for table in ("pack_data", "packs"):
+                    connection.executemany(f"DELETE FROM {table} WHERE pack = ?", [(pack,) for pack in self._orphans])
+        except sqlite3.Error:
+            pass  # the disk is full or failing: they stay orphans, which is safe
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+
+def insert_packs(connection: sqlite3.Connection, packs: list[tuple[int, int, int, bytes, bytes]]) -> None:
+    """Packs as the C module filled them: number, frames, size, lengths, BLOB."""
+    connection.executemany("INSERT INTO packs VALUES (?, ?, ?, ?, ?)", [(pack[0], pack[1], pack[1], pack[2], pack[3]) for pack in packs])
+    connection.executemany("INSERT INTO pack_data VALUES (?, ?)", [(pack[0], pack[4]) for pack in packs])
+
+
+def insert_rows(connection: sqlite3.Connection, table: str, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    if table not in _TABLES:
+        raise ValueError(f"no such plain table: {table}")
+    if not rows:
+        return
+    known = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"table {table} has no column {', '.join(unknown)}")
+    columns = ", ".join(f'"{name}"' for name in ["generation", *names])
+    connection.executemany(
+        f"INSERT INTO {table} ({columns}) VALUES ({', '.join('?' * (len(names) + 1))})",
+        [(number, *(row.get(name) for name in names)) for row in rows],
+    )
