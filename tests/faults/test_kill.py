@@ -20,19 +20,30 @@ KILLS = times(2, 20)
 #: All registers live; in nanosleep; in epoll_wait; 16 threads.
 VICTIMS = ("registers", "sleeper", "epoll", "busy16")
 
-#: What is killed where: name -> does the target already have a tracker, the rules to try in turn.
-#: A rule of the form "the n-th system call after a mark" walks through the phase, kill by kill.
-SNAPSHOT_KILLS: dict[str, tuple[bool, Callable[[int], str]]] = {
-    "before the first injection": (False, lambda turn: kill_in("arm", 1 + turn * 3)),
-    "inside the first injection": (False, lambda turn: kill_in("inject", 1 + turn)),
-    "after the first injection": (False, lambda turn: kill_in("injected", 1 + turn)),
-    "in a batch": (False, lambda turn: kill_in("batch", 1 + turn) if turn % 2 == 0 else kill_at("batch-done")),
-    "armed and not committed": (False, lambda turn: kill_at("armed") if turn % 2 == 0 else kill_at("consumed")),
-    "while frozen": (True, lambda turn: kill_in("prepared", 1 + turn * 7)),
-    "captured and not stored": (True, lambda turn: kill_at("captured") if turn % 2 == 0 else kill_at("parsed")),
-    "between orphans and publication": (True, lambda _turn: kill_at("stored")),
-    "between publication and record": (True, lambda _turn: kill_at("published")),
+#: What is killed where: name -> does the target already have a tracker; the phases, in turn; at the mark itself, or walking
+#: through the system calls between it and the next mark, kill by kill.
+AT_MARK, INSIDE = "at", "inside"
+SNAPSHOT_KILLS: dict[str, tuple[bool, tuple[str, ...], str]] = {
+    "before the first injection": (False, ("arm",), INSIDE),
+    "inside the first injection": (False, ("inject",), INSIDE),
+    "after the first injection": (False, ("injected",), INSIDE),
+    "in a batch": (False, ("batch", "batch-done"), INSIDE),
+    "armed and not committed": (False, ("armed", "consumed"), AT_MARK),
+    "while frozen": (True, ("prepared",), INSIDE),
+    "captured and not stored": (True, ("captured", "parsed"), AT_MARK),
+    "between orphans and publication": (True, ("stored",), AT_MARK),
+    "between publication and record": (True, ("published",), AT_MARK),
 }
+
+
+def rule_for(turn: int, phases: tuple[str, ...], how: str, passages: dict[str, int]) -> str:
+    """The turn-th rule: spread over the calls that an undisturbed run makes in the phase."""
+    phase = phases[turn % len(phases)]
+    calls = sum(hits for name, hits in passages.items() if name.startswith(f"{phase}/"))
+    assert phase in passages, f"no passage of the mark {phase}: {passages}"
+    if how == AT_MARK or calls == 0:
+        return kill_at(phase)
+    return kill_in(phase, 1 + (turn * calls // KILLS) % calls)
 
 
 def unharmed(target: Victim) -> None:
@@ -52,8 +63,10 @@ def proven(faults: Faults, rule: str) -> None:
 @pytest.mark.parametrize("phase", SNAPSHOT_KILLS)
 @pytest.mark.parametrize("first_victim", [0, 2])
 def test_killed_snapshot(phase: str, first_victim: int, ckpt: Ckpt, victim: Start, tmp_path: Path) -> None:
-    armed, rule_of = SNAPSHOT_KILLS[phase]
+    armed, phases, how = SNAPSHOT_KILLS[phase]
     running = {name: victim(name) for name in VICTIMS[first_victim : first_victim + 2]}
+    plain = Faults(tmp_path)
+    ckpt.snapshot(victim("counter").pid, faults=plain)
     held: list[int] = []
     if armed:
         held += [ckpt.snapshot(target.pid)["generation"] for target in running.values()]
@@ -62,7 +75,7 @@ def test_killed_snapshot(phase: str, first_victim: int, ckpt: Ckpt, victim: Star
         if not armed and turn >= 2:  # the first injection happens once in a life
             running[name].end()
             running[name] = victim(name)
-        target, rule = running[name], rule_of(turn)
+        target, rule = running[name], rule_for(turn, phases, how, plain.hits())
         faults = Faults(tmp_path, rule)
         done = ckpt.run("snapshot", target.pid, "--json", faults=faults)
         assert done.killed, f"{rule}: exit {done.code}, passages {faults.hits()}: {done.err}"
@@ -86,20 +99,27 @@ def test_killed_rollback(name: str, ckpt: Ckpt, victim: Start, tmp_path: Path) -
     plain = Faults(tmp_path)
     assert ckpt.run("rollback", first, "--pid", target.pid, "--json", faults=plain).code == 0
     target.verify()
-    passages = [hits for passage, hits in plain.hits().items() if passage.startswith("rollback") and "/" in passage]
-    assert passages, f"no call of the seam in a phase that is called rollback...: {plain.hits()}"
-    phases = sorted({passage.split("/")[0] for passage in plain.hits() if passage.startswith("rollback") and "/" in passage})
-    for turn in range(times(4, 20)):
-        phase = phases[turn % len(phases)]
-        calls = sum(hits for passage, hits in plain.hits().items() if passage.startswith(f"{phase}/"))
-        rule = kill_in(phase, 1 + turn * max(1, calls // 5) % calls)
+    order = list(plain.hits())
+    begin = order.index("preflight") if "preflight" in order else 0
+    calls = {name: hits for name, hits in plain.hits().items() if "/" in name and order.index(name) > begin}
+    phases = list(dict.fromkeys(name.split("/")[0] for name in calls))
+    assert len(phases) >= 3, f"the phases of a rollback have no names: {plain.hits()}"
+    number, killed = times(4, 20), 0
+    for turn in range(number):
+        phase = phases[turn * len(phases) // number]
+        inside = sum(hits for name, hits in calls.items() if name.startswith(f"{phase}/"))
+        rule = kill_in(phase, 1 + turn * 7 % inside)
         faults = Faults(tmp_path, rule)
         done = ckpt.run("rollback", (first, second)[turn % 2], "--pid", target.pid, "--json", faults=faults)
         if not done.killed:
             assert done.code == 0, done  # this time the plan had fewer calls
             assert faults.fired() == {}
+        else:
+            proven(faults, rule)
+            killed += 1
         finish = ckpt.run("snapshot", target.pid, "--paranoid", "--json")
         assert finish.code == 0, finish.err
         unharmed(target)
+    assert killed > number // 2
     ckpt.exact(target.pid)
     ckpt.sound()

@@ -1,6 +1,7 @@
 /* sleeper: one thread in nanosleep, argv[1] milliseconds at a time (default 10), relative and absolute by turns.
- * Seen: an EINTR, a remaining time that is not zero, a sleep that is too short. "late" answers with the largest overshoot
- * in microseconds since it was last asked.
+ * Seen: an EINTR, a sleep that is too short. "late" answers with the largest overshoot in microseconds since it was last
+ * asked. What nanosleep leaves in its second argument is not looked at: the kernel fills it at every interruption, those
+ * that it restarts by itself included.
  */
 #include "victim.h"
 
@@ -8,14 +9,12 @@ int main(int argc, char **argv) {
     uint64_t length = (argc > 1 ? strtoul(argv[1], NULL, 10) : 10) * 1000000u, late = 0;
     for (uint64_t turn = 0;; turn++) {
         uint64_t begin = clock_ns(), end = begin + length;
-        struct timespec time = {(time_t)(length / 1000000000u), (long)(length % 1000000000u)}, left = {7, 7};
+        struct timespec time = {(time_t)(length / 1000000000u), (long)(length % 1000000000u)}, left;
         struct timespec then = {(time_t)(end / 1000000000u), (long)(end % 1000000000u)};
         int error = turn % 2 ? clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &then, NULL) : nanosleep(&time, &left) ? errno : 0;
         uint64_t now = clock_ns();
         if (error)
             wrong("a sleep of %lu ns ended with %s", length, strerror(error));
-        if (left.tv_sec != 7 || left.tv_nsec != 7)
-            wrong("a whole sleep told a remaining time");
         if (now < end)
             wrong("slept %lu ns of %lu", now - begin, length);
         else if (now - end > late)
