@@ -70,7 +70,7 @@ struct ckpt_tree {
     uint32_t freeze_retries; /* waits of 10 ms for a thread that cannot be stopped yet (a vfork parent) */
     int saved_policy, saved_priority; /* the caller's scheduling, put back at thaw; policy -1 = unchanged */
     int saved_slack;                  /* its timer slack in ns; 0 = unchanged */
-    char *text;              /* one buffer for reading /proc, TEXT_BYTES, reused */
+    char *text;              /* one buffer for reading /proc, TEXT_BYTES, touched ahead, reused */
     struct ckpt_fault fault;
 };
 
@@ -132,6 +132,8 @@ struct proc_stat {
 int proc_stat(int dir, const char *name, struct proc_stat *ret_stat);
 /* Writes prefix, the number and suffix into buffer (NUL-terminated); returns buffer. */
 char *proc_name(char *buffer, const char *prefix, uint64_t number, const char *suffix);
+/* prefix + "start-end" in hexadecimal, as map_files names its entries. */
+char *proc_hex_range(char *buffer, const char *prefix, uint64_t start, uint64_t end);
 /* The number behind "key:" in a status text; missing if the line is not there. base 10 or 16. */
 uint64_t proc_field(const char *text, size_t bytes, const char *key, int base, uint64_t missing);
 
@@ -181,6 +183,8 @@ uint8_t *sink_room(ckpt_sink *sink, size_t want, size_t *ret_got);
 int sink_filled(ckpt_sink *sink, size_t bytes);
 /* What the buffer still holds before pages go to the spill file (pre-copy stops there). */
 uint64_t sink_free_bytes(const ckpt_sink *sink);
+/* Numbers the next object space: 1000000 + n. */
+int32_t sink_next_object(ckpt_sink *sink);
 /* The sink closes fd at its next reset. */
 int sink_keep_fd(ckpt_sink *sink, int fd);
 

@@ -93,3 +93,21 @@ uint64_t proc_field(const char *text, size_t bytes, const char *key, int base, u
     }
     return value;
 }
+
+static char *hex(char *at, uint64_t number) {
+    char digits[17];
+    size_t count = 0;
+    do
+        digits[count++] = "0123456789abcdef"[number % 16];
+    while (number /= 16);
+    while (count)
+        *at++ = digits[--count];
+    *at = 0;
+    return at;
+}
+
+char *proc_hex_range(char *buffer, const char *prefix, uint64_t start, uint64_t end) {
+    char *at = hex(stpcpy(buffer, prefix), start);
+    hex(stpcpy(at, "-"), end);
+    return buffer;
+}

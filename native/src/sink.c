@@ -27,6 +27,7 @@ enum {
     RECORDS_RESERVE = 4 << 20,
     RUNS_RESERVE = 1 << 20,
     STAGING = 1 << 20,
+    FIRST_OBJECT = 1000000,
 };
 
 static void *map_memory(size_t bytes, int flags) {
@@ -291,6 +292,8 @@ int ckpt_sink_read_spill(const ckpt_sink *sink, uint64_t offset, uint8_t *buffer
     }
     return 0;
 }
+
+int32_t sink_next_object(ckpt_sink *sink) { return FIRST_OBJECT + sink->object_count++; }
 
 /* ---- descriptors kept for the caller ---- */
 

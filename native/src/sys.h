@@ -15,6 +15,11 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+struct pollfd;
+struct itimerspec;
+struct msghdr;
+struct statfs;
+
 #define CKPT_SEAM __attribute__((visibility("default"), noinline))
 
 long sys_ptrace(int request, pid_t tid, uintptr_t addr, uintptr_t data) CKPT_SEAM;
@@ -33,7 +38,21 @@ int sys_kcmp(pid_t a, pid_t b, int type, uintptr_t x, uintptr_t y) CKPT_SEAM;
 int sys_statat(int dir, const char *path, struct stat *ret_stat, int flags) CKPT_SEAM;
 ssize_t sys_readlinkat(int dir, const char *path, char *buffer, size_t bytes) CKPT_SEAM;
 ssize_t sys_getdents(int fd, void *buffer, size_t bytes) CKPT_SEAM;
+int sys_robust_list(pid_t tid, uint64_t *ret_head, uint64_t *ret_bytes) CKPT_SEAM;
 int sys_prlimit(pid_t pid, int resource, struct rlimit *ret_limit) CKPT_SEAM; /* reads only */
+/* On a duplicate of the target's descriptor; each returns as above. */
+int sys_fcntl(int fd, int command, long argument) CKPT_SEAM;
+int sys_poll(struct pollfd *fds, size_t count, int timeout_ms) CKPT_SEAM;
+ssize_t sys_tee(int from, int to, size_t bytes, unsigned flags) CKPT_SEAM;
+int sys_timerfd_get(int fd, struct itimerspec *ret_value) CKPT_SEAM;
+int sys_getsockopt(int fd, int level, int name, void *ret_value, size_t *size) CKPT_SEAM; /* size: room in, bytes out */
+int sys_setsockopt(int fd, int level, int name, const void *value, size_t size) CKPT_SEAM;
+int sys_sockname(int fd, int peer, void *ret_address, size_t room) CKPT_SEAM; /* bytes of the address */
+ssize_t sys_recvmsg(int fd, struct msghdr *message, int flags) CKPT_SEAM;
+int sys_socket(int domain, int type, int protocol) CKPT_SEAM;
+ssize_t sys_diag(int fd, const void *ask, size_t ask_bytes, void *reply, size_t room) CKPT_SEAM; /* one request, one answer */
+int64_t sys_lseek(int fd, int64_t offset, int whence) CKPT_SEAM;
+int sys_statfs(int fd, struct statfs *ret_stat) CKPT_SEAM;
 
 /* Cleanup attributes: early returns stay safe; success never falls into an error label. */
 void close_fd(int *fd);

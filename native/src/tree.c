@@ -16,6 +16,7 @@
 #include <linux/kcmp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 enum { PF_KTHREAD_BIT = 0x00200000, ELF_CLASS_AT = 4, ELF_CLASS_64 = 2, DEFAULT_RETRIES = 100 };
 
@@ -211,7 +212,8 @@ int ckpt_tree_open(int32_t root_pid, uint64_t start_ticks, ckpt_tree **ret_tree)
     tree->root = root_pid;
     tree->freeze_retries = DEFAULT_RETRIES;
     tree->saved_policy = -1;
-    tree->text = malloc(TEXT_BYTES);
+    tree->text = mmap(NULL, TEXT_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    tree->text = tree->text == MAP_FAILED ? NULL : tree->text;
     tree_fault_clear(tree);
     int error = tree->text ? open_root(tree, start_ticks) : -ENOMEM;
     *ret_tree = tree;
@@ -226,7 +228,8 @@ void ckpt_tree_close(ckpt_tree *tree) {
         task_close(&tree->tasks[i]);
     free(tree->tasks);
     free(tree->threads);
-    free(tree->text);
+    if (tree->text)
+        munmap(tree->text, TEXT_BYTES);
     free(tree);
 }
 

@@ -1,0 +1,194 @@
+/* capture.c: the frozen window of a snapshot in one call: freeze, raw bytes, descriptors, questions, pages, thaw.
+ *
+ * Before the freeze everything is opened, made and touched that can be; inside only system calls on the target and plain
+ * writes into buffers that are there already; after the thaw nothing is left to do but report the times.
+ *
+ * Invariants
+ *  1. A tree that came thawed leaves thawed, on every path; one that came frozen stays frozen.
+ *  2. On failure the sink is reset (nothing is kept) and the tree's fault names the first thing that failed.
+ *  3. The order is: text and registers, descriptors, questions, pages. Questions inject, so what they leave behind (nothing
+ *     but a few bytes of stack and vdso) comes before the pages are scanned, and their bridge is in no text.
+ *  4. The tracker is consumed by the scan. Whoever called must have written down before that it would be (ckpt/live).
+ */
+#define _GNU_SOURCE
+#include "capture.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+enum { LINES_AHEAD = 512 };
+
+int rows_grow(void **rows, size_t count, size_t *cap, size_t size) {
+    if (count < *cap)
+        return 0;
+    size_t wanted = *cap ? *cap * 2 : 64;
+    void *moved = reallocarray(*rows, wanted, size);
+    if (!moved)
+        return -ENOMEM;
+    *rows = moved;
+    *cap = wanted;
+    return 0;
+}
+
+static void window_close(struct window *window) {
+    close_fd(&window->tee[0]);
+    close_fd(&window->tee[1]);
+    close_fd(&window->diag);
+    free(window->fds);
+    free(window->by_file);
+    free(window->objects);
+    free(window->maps);
+    free(window->lines);
+}
+
+static bool wanted(const struct ckpt_capture_options *options, uint32_t work) {
+    for (size_t i = 0; i < options->want_count; i++)
+        if (options->wants[i].work & work)
+            return true;
+    return false;
+}
+
+static int window_open(struct window *window) {
+    if (wanted(window->options, CKPT_W_PIPE) && pipe2(window->tee, O_CLOEXEC | O_NONBLOCK) < 0)
+        return -errno;
+    if (wanted(window->options, CKPT_W_UNIX_DIAG))
+        window->diag = diag_open();
+    window->line_cap = LINES_AHEAD;
+    window->lines = malloc(window->line_cap * sizeof *window->lines);
+    if (!window->lines)
+        return -ENOMEM;
+    memset(window->lines, 0, window->line_cap * sizeof *window->lines); /* touched now, not in the window */
+    return 0;
+}
+
+/* ---- phases ---- */
+
+static int files_phase(struct window *window) {
+    window->maps = calloc(window->tree->task_count, sizeof *window->maps);
+    int error = window->maps ? raw_tree(window) : -ENOMEM;
+    for (size_t i = 0; !error && i < window->tree->task_count; i++)
+        error = raw_task(window, i);
+    return error;
+}
+
+/* The lines of a task's maps: from its record, or read for the scan alone when nobody asked for the text. */
+static ssize_t lines_of(struct window *window, size_t index) {
+    struct text_at where = window->maps[index];
+    const char *text = window->tree->text;
+    ssize_t bytes = (ssize_t)where.size;
+    if (where.size)
+        text = text_of(window, where);
+    else
+        bytes = proc_read(window->tree->tasks[index].dir, "maps", window->tree->text, TEXT_BYTES);
+    while (bytes >= 0) {
+        ssize_t count = maps_parse_into(text, (size_t)bytes, window->lines, window->line_cap);
+        if (count != -ENOSPC)
+            return count;
+        window->line_cap *= 2;
+        void *grown = reallocarray(window->lines, window->line_cap, sizeof *window->lines);
+        if (!grown)
+            return -ENOMEM;
+        window->lines = grown;
+    }
+    return bytes;
+}
+
+static const struct ckpt_track *track_of(const struct window *window, const struct task *task, int32_t mm) {
+    for (size_t i = 0; i < window->options->track_count; i++) {
+        const struct task *tracked = tree_task(window->tree, window->options->tracks[i].pid);
+        if (tracked && (tracked->pid == task->pid || tracked->mm == mm))
+            return &window->options->tracks[i];
+    }
+    return NULL;
+}
+
+static int memory(struct window *window, size_t index) {
+    struct task *task = &window->tree->tasks[index];
+    const struct ckpt_track *track = track_of(window, task, (int32_t)index);
+    if (track && track->tracker == CKPT_TRACK_NONE)
+        return 0;
+    ssize_t count = lines_of(window, index);
+    if (count < 0)
+        return tree_fail(window->tree, (int)count, "read", task->pid, 0, -1, 0, "maps");
+    int error = sink_space(window->sink, (int32_t)index);
+    if (!error)
+        error = scan_and_copy(window->tree, task, track, window->lines, (size_t)count, window->options, window->sink, &window->timing);
+    return error ? error : capture_mapped_objects(window, task, window->lines, (size_t)count);
+}
+
+static int pages_phase(struct window *window) {
+    for (size_t i = 0; i < window->tree->task_count; i++) {
+        if (window->tree->tasks[i].mm != (int32_t)i)
+            continue;
+        int error = memory(window, i);
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
+/* ---- the window ---- */
+
+static uint64_t lap(uint64_t *since) {
+    uint64_t now = now_ns(), passed = now - *since;
+    *since = now;
+    return passed;
+}
+
+static int inside(struct window *window) {
+    struct ckpt_timing *timing = &window->timing;
+    uint64_t since = now_ns();
+    int error = files_phase(window);
+    timing->files = lap(&since);
+    ckpt_mark("raw");
+    if (!error)
+        error = capture_descriptors(window);
+    timing->descriptors = lap(&since);
+    if (!error)
+        error = ask_questions(window);
+    timing->questions = lap(&since);
+    ckpt_mark("questions");
+    if (!error)
+        error = pages_phase(window);
+    ckpt_mark("scanned");
+    ckpt_mark("copied");
+    return error;
+}
+
+static int frozen_window(struct window *window) {
+    ckpt_tree *tree = window->tree;
+    bool ours = !tree->frozen;
+    uint64_t since = now_ns(), start = since;
+    int error = ours ? task_freeze(tree, 0) : 0;
+    if (error)
+        return error;
+    start = ours ? tree->frozen_at : start;
+    window->timing.freeze = now_ns() - start;
+    ckpt_mark("frozen");
+    error = inside(window);
+    since = now_ns();
+    int thawed = ours ? task_thaw(tree, 0) : 0;
+    window->timing.thaw = lap(&since);
+    window->timing.stop = since - start;
+    ckpt_mark("thawed");
+    return error ? error : thawed;
+}
+
+int ckpt_capture(ckpt_tree *tree, const struct ckpt_capture_options *options, ckpt_sink *sink, struct ckpt_timing *ret_timing) {
+    tree_fault_clear(tree);
+    if (options->freeze_retries)
+        tree->freeze_retries = options->freeze_retries;
+    __attribute__((cleanup(window_close))) struct window window = {
+        .tree = tree, .options = options, .sink = sink, .tee = {-1, -1}, .diag = -1};
+    int error = window_open(&window);
+    if (!error)
+        error = frozen_window(&window);
+    if (error) {
+        ckpt_sink_reset(sink);
+        return tree_fail(tree, error, "capture", tree->root, 0, -1, 0, NULL);
+    }
+    *ret_timing = window.timing;
+    return 0;
+}

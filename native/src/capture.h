@@ -1,0 +1,72 @@
+/* capture.h: what the files of the frozen window share. One struct, made before the freeze, so that nothing in the window
+ * has to be opened or grown that could have been before. */
+#ifndef CKPT_CAPTURE_H
+#define CKPT_CAPTURE_H
+
+#include "internal.h"
+
+/* One descriptor of one table. */
+struct open_fd {
+    pid_t pid;
+    int fd;
+    uint64_t dev, ino;
+    uint32_t flags;            /* fdinfo's, without O_CLOEXEC */
+    int32_t file;              /* identity, see identity.c */
+    size_t record;             /* where its CKPT_R_FD record's payload begins in the sink's records */
+    size_t fdinfo, fdinfo_size; /* the same for its fdinfo's text */
+    uint32_t work;             /* enum ckpt_work that it is to get */
+};
+
+struct shared_object {
+    uint64_t dev, ino;
+};
+
+struct text_at {
+    size_t offset, size; /* of a payload in the sink's records; they may move, offsets do not */
+};
+
+struct window {
+    ckpt_tree *tree;
+    const struct ckpt_capture_options *options;
+    ckpt_sink *sink;
+    struct ckpt_timing timing;
+    int tee[2]; /* a pipe of our own */
+    int diag;   /* NETLINK_SOCK_DIAG, or -1 */
+    struct open_fd *fds;
+    size_t fd_count, fd_cap;
+    size_t *by_file; /* indices into fds: the first descriptor of each identity, sorted (identity.c) */
+    size_t file_count, file_cap;
+    struct shared_object *objects;
+    size_t object_count, object_cap;
+    struct text_at *maps; /* by task */
+    struct map_line *lines;
+    size_t line_cap;
+};
+
+/* Makes room for one more; 0 or -ENOMEM. */
+int rows_grow(void **rows, size_t count, size_t *cap, size_t size);
+/* Reads dir/name straight into a record. A file that is not there (an optional one) gives no record and 0. */
+int record_file(struct window *window, uint32_t kind, pid_t pid, pid_t tid, int fd, int index, int dir, const char *name, struct text_at *ret_where);
+const char *text_of(const struct window *window, struct text_at where);
+
+/* raw.c */
+int raw_tree(struct window *window);
+int raw_task(struct window *window, size_t task);
+/* descriptors.c */
+int capture_descriptors(struct window *window);
+/* identity.c: sets entry->file; equal numbers = one open file description over the whole tree */
+int identify(struct window *window, size_t entry);
+int epoll_targets(struct window *window, const struct open_fd *entry);
+/* fdwork.c, fdsocket.c: the answers to what a kind wants of one descriptor; dup is ours. 0 also when there is no answer. */
+int fd_work(struct window *window, const struct open_fd *entry, int dup, const struct ckpt_want *want);
+int fd_timer(struct window *window, const struct open_fd *entry, int dup);
+int fd_socket(struct window *window, const struct open_fd *entry, int dup, const struct ckpt_want *want);
+int diag_open(void);
+/* objects.c */
+int capture_mapped_objects(struct window *window, const struct task *task, const struct map_line *lines, size_t count);
+/* file is our own open, never a duplicate: reading moves its position. */
+int capture_object(struct window *window, int file, pid_t pid);
+/* questions.c */
+int ask_questions(struct window *window);
+
+#endif

@@ -1,0 +1,222 @@
+/* descriptors.c: every descriptor of every distinct table, as raw bytes; what it means is for the kinds of ckpt/kinds/fd.
+ *
+ * For each number in /proc/PID/fd: link text, stat, fdinfo, identity, and the work that the first matching row of wants asks
+ * for, mostly on a duplicate by pidfd_getfd. Records, in this order: CKPT_R_FD, CKPT_R_FDINFO, then the work and the options.
+ * CKPT_R_FD_WORK's index is the one work bit; its bytes (little endian; n = bytes that follow):
+ *
+ *   PIPE        u32 capacity, u32 revents of poll() on the duplicate before we open an end ourselves (POLLHUP: no writer,
+ *               POLLERR: no reader), u32 n, contents[n]
+ *   SOCKET      i32 domain, type, protocol, listening, inq, outq, n_local, n_peer (each -errno where there is none), then the
+ *               two struct sockaddr
+ *   PEEK        per message of the receive queue u32 n, u32 flags (1: carries descriptors or other control data), bytes[n];
+ *               a stream is one message. No record: could not be read (a datagram socket with a pending error)
+ *   TIMERFD     struct itimerspec, asked before fdinfo is read (until then an expired periodic timer shows nonsense there)
+ *   SEALS       i32 seals or -errno
+ *   CONTENTS    no bytes; the pages are an object space with its CKPT_R_OBJECT
+ *   TTY         struct termios2 (44 bytes), struct winsize (8)
+ *   UNIX_DIAG   struct unix_diag_msg and its attributes, as the kernel answered
+ *   EPOLL       per tfd line of fdinfo, in order: i32 tfd, i32 identity of the watched file (-1: no descriptor of the tree)
+ *   DUPLICATE   no record: struct ckpt_fd.duplicate is our number
+ *
+ * Invariants
+ *  1. A table that several processes share (CLONE_FILES) is walked once, under its first process.
+ *  2. A duplicate shares its description with the target: position, flags and queues are not touched, or put back at once.
+ *  3. The tracker's own userfaultfd (by inode) is left out, in the forked children that inherited it too.
+ *  4. Identities are complete before EPOLL is answered: it names descriptions of the whole tree.
+ */
+#define _GNU_SOURCE
+#include "capture.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kcmp.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    DENTS_BYTES = 32 << 10,
+    LINK_ROOM = 4096,
+    WORK_BY_DUPLICATE = CKPT_W_DUPLICATE | CKPT_W_PIPE | CKPT_W_SOCKET | CKPT_W_PEEK | CKPT_W_TIMERFD | CKPT_W_SEALS | CKPT_W_TTY,
+    CLOEXEC_FLAG = 02000000,
+};
+
+struct look {
+    pid_t pid;
+    int fd, fd_dir, info_dir, pidfd;
+    char name[NAME_ROOM];
+    char link[LINK_ROOM];
+    size_t link_size;
+    struct stat stat;
+};
+
+static bool is_tracker(const struct window *window, const struct look *look) {
+    if (strcmp(look->link, "anon_inode:[userfaultfd]"))
+        return false;
+    for (size_t i = 0; i < window->options->track_count; i++)
+        if (window->options->tracks[i].remote_fd >= 0 && window->options->tracks[i].remote_ino == look->stat.st_ino)
+            return true;
+    return false;
+}
+
+static const struct ckpt_want *want_for(const struct window *window, const struct look *look) {
+    for (size_t i = 0; i < window->options->want_count; i++) {
+        const struct ckpt_want *want = &window->options->wants[i];
+        size_t length = strnlen(want->prefix, sizeof want->prefix);
+        if (want->format && (look->stat.st_mode & S_IFMT) != want->format)
+            continue;
+        if (!strncmp(look->link, want->prefix, length))
+            return want;
+    }
+    return NULL;
+}
+
+static uint64_t device(dev_t dev) { return (uint64_t)dev; }
+
+static int fd_record(struct window *window, const struct look *look, int duplicate, size_t *ret_at) {
+    size_t size = sizeof(struct ckpt_fd) + look->link_size;
+    const uint8_t *base;
+    size_t at = ckpt_sink_records(window->sink, &base) + sizeof(struct ckpt_record);
+    char *room = sink_record_begin(window->sink, CKPT_R_FD, look->pid, 0, look->fd, 0, size);
+    if (!room)
+        return -ENOMEM;
+    struct ckpt_fd head = {.dev = device(look->stat.st_dev), .ino = look->stat.st_ino, .rdev = device(look->stat.st_rdev),
+                           .size = (uint64_t)look->stat.st_size, .nlink = look->stat.st_nlink, .mode = look->stat.st_mode,
+                           .file = -1, .duplicate = duplicate};
+    memcpy(room, &head, sizeof head);
+    memcpy(room + sizeof head, look->link, look->link_size);
+    sink_record_commit(window->sink, size);
+    *ret_at = at;
+    return 0;
+}
+
+static uint32_t flags_of(const char *fdinfo, size_t bytes) {
+    return (uint32_t)proc_field(fdinfo, bytes, "flags", 8, 0) & ~(uint32_t)CLOEXEC_FLAG;
+}
+
+static int add_entry(struct window *window, const struct look *look, const struct ckpt_want *want, size_t record, struct text_at info) {
+    int error = rows_grow((void **)&window->fds, window->fd_count, &window->fd_cap, sizeof *window->fds);
+    if (error)
+        return error;
+    struct open_fd *entry = &window->fds[window->fd_count++];
+    *entry = (struct open_fd){.pid = look->pid, .fd = look->fd, .dev = device(look->stat.st_dev), .ino = look->stat.st_ino,
+                              .flags = flags_of(text_of(window, info), info.size), .record = record, .fdinfo = info.offset,
+                              .fdinfo_size = info.size, .work = want ? want->work : 0};
+    error = identify(window, window->fd_count - 1);
+    if (error)
+        return error;
+    struct ckpt_fd *head = (struct ckpt_fd *)(void *)text_of(window, (struct text_at){.offset = record});
+    head->file = window->fds[window->fd_count - 1].file;
+    return 0;
+}
+
+static int work_on(struct window *window, const struct look *look, const struct ckpt_want *want, int dup) {
+    bool keep = want && (want->work & CKPT_W_DUPLICATE) && dup >= 0;
+    size_t record;
+    int error = fd_record(window, look, keep ? dup : -1, &record);
+    struct open_fd place = {.pid = look->pid, .fd = look->fd};
+    if (!error && want && dup >= 0 && (want->work & CKPT_W_TIMERFD))
+        error = fd_timer(window, &place, dup);
+    struct text_at info = {0};
+    if (!error)
+        error = record_file(window, CKPT_R_FDINFO, look->pid, 0, look->fd, 0, look->info_dir, look->name, &info);
+    if (!error)
+        error = add_entry(window, look, want, record, info);
+    if (error || !want)
+        return error;
+    struct open_fd entry = window->fds[window->fd_count - 1];
+    error = fd_work(window, &entry, dup, want);
+    if (!error && (want->work & CKPT_W_CONTENTS)) {
+        _cleanup_close_ int own = sys_openat(look->fd_dir, look->name, O_RDONLY);
+        error = own < 0 ? own : capture_object(window, own, look->pid);
+        if (error)
+            tree_fail(window->tree, error, "contents", look->pid, 0, look->fd, 0, look->link);
+    }
+    return error;
+}
+
+static int one_descriptor(struct window *window, struct look *look) {
+    ssize_t length = sys_readlinkat(look->fd_dir, look->name, look->link, sizeof look->link - 1);
+    if (length == -ENOENT)
+        return 0; /* closed by a process outside that shares the table */
+    int error = length < 0 ? (int)length : sys_statat(look->fd_dir, look->name, &look->stat, 0);
+    if (error)
+        return tree_fail(window->tree, error, "descriptor", look->pid, 0, look->fd, 0, NULL);
+    look->link[length] = 0;
+    look->link_size = (size_t)length;
+    if (is_tracker(window, look))
+        return 0;
+    const struct ckpt_want *want = want_for(window, look);
+    _cleanup_close_ int dup = want && (want->work & WORK_BY_DUPLICATE) ? sys_pidfd_getfd(look->pidfd, look->fd) : -1;
+    error = work_on(window, look, want, dup);
+    if (error)
+        return tree_fail(window->tree, error, "descriptor", look->pid, 0, look->fd, 0, look->link);
+    if (want && (want->work & CKPT_W_DUPLICATE) && dup >= 0)
+        return sink_keep_fd(window->sink, take_fd(&dup));
+    return 0;
+}
+
+struct dirent_head { /* getdents64(2) */
+    uint64_t ino;
+    int64_t off;
+    uint16_t length;
+    uint8_t type;
+    char name[];
+};
+
+static int one_table(struct window *window, const struct task *task) {
+    _cleanup_close_ int fd_dir = sys_openat(task->dir, "fd", O_RDONLY | O_DIRECTORY);
+    _cleanup_close_ int info_dir = sys_openat(task->dir, "fdinfo", O_PATH | O_DIRECTORY);
+    if (fd_dir < 0 || info_dir < 0)
+        return tree_fail(window->tree, fd_dir < 0 ? fd_dir : info_dir, "descriptors", task->pid, 0, -1, 0, NULL);
+    struct look look = {.pid = task->pid, .fd_dir = fd_dir, .info_dir = info_dir, .pidfd = task->pidfd};
+    _Alignas(8) char dents[DENTS_BYTES];
+    for (;;) {
+        ssize_t bytes = sys_getdents(fd_dir, dents, sizeof dents);
+        if (bytes <= 0)
+            return bytes < 0 ? tree_fail(window->tree, (int)bytes, "descriptors", task->pid, 0, -1, 0, NULL) : 0;
+        for (ssize_t at = 0; at < bytes;) {
+            const struct dirent_head *entry = (const void *)(dents + at);
+            at += entry->length;
+            if (entry->name[0] == '.')
+                continue;
+            look.fd = (int)strtol(entry->name, NULL, 10);
+            proc_name(look.name, "", (uint64_t)look.fd, "");
+            int error = one_descriptor(window, &look);
+            if (error)
+                return error;
+        }
+    }
+}
+
+static int same_table(pid_t a, pid_t b) { return sys_kcmp(a, b, KCMP_FILES, 0, 0) == 0; }
+
+/* A thread may have left its process's table by unshare(CLONE_FILES); such descriptors stand in no record of ours. */
+static int check_threads(struct window *window, const struct task *task) {
+    for (size_t i = 0; i < window->tree->thread_count; i++) {
+        const struct thread *thread = &window->tree->threads[i];
+        if (thread->pid != task->pid || thread->tid == task->pid)
+            continue;
+        if (sys_kcmp(task->pid, thread->tid, KCMP_FILES, 0, 0) > 0)
+            return tree_fail(window->tree, -EOPNOTSUPP, "descriptors", task->pid, thread->tid, -1, 0, "a thread with a table of its own");
+    }
+    return 0;
+}
+
+int capture_descriptors(struct window *window) {
+    ckpt_tree *tree = window->tree;
+    for (size_t i = 0; i < tree->task_count; i++) {
+        bool seen = false;
+        for (size_t j = 0; j < i && !seen; j++)
+            seen = same_table(tree->tasks[i].pid, tree->tasks[j].pid);
+        int error = check_threads(window, &tree->tasks[i]);
+        if (!error && !seen)
+            error = one_table(window, &tree->tasks[i]);
+        if (error)
+            return error;
+    }
+    for (size_t i = 0; i < window->fd_count; i++) {
+        int error = window->fds[i].work & CKPT_W_EPOLL ? epoll_targets(window, &window->fds[i]) : 0;
+        if (error)
+            return error;
+    }
+    return 0;
+}

@@ -1,0 +1,189 @@
+/* fdsocket.c: what a kind wants of one socket: addresses, options, queued data, the kernel's diag answer. Formats: descriptors.c.
+ *
+ * Invariants
+ *  1. A peek never goes past the end of a queue on a socket with a pending error: it would eat the error (ECONNRESET).
+ *  2. Descriptors in a message are not received: the control buffer has room for credentials at most (exactly that, and only
+ *     where SO_PASSCRED is set), so a message that carries more only says MSG_CTRUNC.
+ *  3. SO_PEEK_OFF belongs to the target's socket: it is set only to walk a queue of messages, and put back at once.
+ *  4. A stream is peeked in one call; the kernel stops where descriptors are attached, and the message is then flagged.
+ */
+#define _GNU_SOURCE
+#include "capture.h"
+#include <errno.h>
+#include <linux/netlink.h>
+#include <linux/sock_diag.h>
+#include <linux/unix_diag.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+
+enum {
+    FIONREAD_NR = 0x541b,
+    TIOCOUTQ_NR = 0x5411,
+    OPTION_ROOM = 4096,
+    MESSAGE_ROOM = 256 << 10,
+    DIAG_ROOM = 8 << 10,
+    CREDENTIALS_ROOM = 32,
+    FLAG_CONTROL = 1,
+};
+
+static int32_t number_option(int fd, int name) {
+    int32_t value = 0;
+    size_t size = sizeof value;
+    int error = sys_getsockopt(fd, SOL_SOCKET, name, &value, &size);
+    return error ? error : value;
+}
+
+static int32_t queue_size(int fd, unsigned long request) {
+    int value = 0;
+    int error = sys_ioctl(fd, request, &value);
+    return error < 0 ? error : value;
+}
+
+static int socket_state(struct window *window, const struct open_fd *entry, int dup) {
+    struct sockaddr_storage local, peer;
+    int32_t head[8] = {number_option(dup, SO_DOMAIN),     number_option(dup, SO_TYPE),   number_option(dup, SO_PROTOCOL),
+                       number_option(dup, SO_ACCEPTCONN), queue_size(dup, FIONREAD_NR), queue_size(dup, TIOCOUTQ_NR)};
+    head[6] = sys_sockname(dup, 0, &local, sizeof local);
+    head[7] = sys_sockname(dup, 1, &peer, sizeof peer);
+    size_t n_local = head[6] > 0 ? (size_t)head[6] : 0, n_peer = head[7] > 0 ? (size_t)head[7] : 0;
+    char bytes[sizeof head + sizeof local + sizeof peer];
+    memcpy(bytes, head, sizeof head);
+    memcpy(bytes + sizeof head, &local, n_local);
+    memcpy(bytes + sizeof head + n_local, &peer, n_peer);
+    return sink_record(window->sink, CKPT_R_FD_WORK, entry->pid, 0, entry->fd, CKPT_W_SOCKET, bytes, sizeof head + n_local + n_peer);
+}
+
+static int options(struct window *window, const struct open_fd *entry, int dup, const struct ckpt_want *want) {
+    for (uint32_t i = 0; i < want->option_count; i++) {
+        char value[OPTION_ROOM];
+        size_t size = want->options[i].size > 0 && want->options[i].size < OPTION_ROOM ? (size_t)want->options[i].size : OPTION_ROOM;
+        if (sys_getsockopt(dup, want->options[i].level, want->options[i].name, value, &size))
+            continue;
+        int error = sink_record(window->sink, CKPT_R_FD_OPTION, entry->pid, 0, entry->fd, (int)i, value, size);
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
+/* ---- queued data ---- */
+
+struct peek {
+    struct window *window;
+    const struct open_fd *entry;
+    int dup;
+    size_t control; /* bytes of control buffer, see invariant 2 */
+    char *room;     /* the record's payload */
+    size_t used, cap;
+};
+
+/* One message behind those already read; bytes of it, or a negative errno. */
+static ssize_t peek_one(struct peek *peek, size_t want) {
+    char control[CREDENTIALS_ROOM];
+    if (peek->used + 2 * sizeof(uint32_t) + want > peek->cap)
+        return -ENOSPC;
+    char *head = peek->room + peek->used; /* messages follow each other unaligned: heads are copied, never dereferenced */
+    struct iovec data = {.iov_base = head + 2 * sizeof(uint32_t), .iov_len = want};
+    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = peek->control};
+    ssize_t got = sys_recvmsg(peek->dup, &message, MSG_PEEK | MSG_DONTWAIT);
+    if (got < 0)
+        return got;
+    if (message.msg_flags & MSG_TRUNC)
+        return -EMSGSIZE;
+    uint32_t fixed[2] = {(uint32_t)got, message.msg_flags & MSG_CTRUNC ? FLAG_CONTROL : 0};
+    memcpy(head, fixed, sizeof fixed);
+    peek->used += sizeof fixed + (size_t)got;
+    return got;
+}
+
+/* connected: the queue's total is known, so the end is never passed; else -EAGAIN marks it (no error is pending then). */
+static int peek_messages(struct peek *peek, bool connected) {
+    int32_t old = number_option(peek->dup, SO_PEEK_OFF);
+    int32_t zero = 0;
+    int error = sys_setsockopt(peek->dup, SOL_SOCKET, SO_PEEK_OFF, &zero, sizeof zero);
+    if (error)
+        return error;
+    int32_t total = connected ? queue_size(peek->dup, FIONREAD_NR) : 0;
+    int32_t seen = 0;
+    ssize_t got = 0;
+    while (!connected || seen < total) {
+        got = peek_one(peek, MESSAGE_ROOM);
+        if (got < 0)
+            break;
+        seen += (int32_t)got;
+    }
+    sys_setsockopt(peek->dup, SOL_SOCKET, SO_PEEK_OFF, &old, sizeof old);
+    return got < 0 && got != -EAGAIN ? (int)got : 0;
+}
+
+static int peek_stream(struct peek *peek, int32_t waiting) {
+    if (waiting <= 0)
+        return 0;
+    ssize_t got = peek_one(peek, (size_t)waiting);
+    if (got < 0 || got == waiting)
+        return got < 0 ? (int)got : 0;
+    uint32_t head[2] = {(uint32_t)got, FLAG_CONTROL}; /* stopped before descriptors: there is more that we may not read */
+    memcpy(peek->room, head, sizeof head);
+    return 0;
+}
+
+static int queued(struct window *window, const struct open_fd *entry, int dup) {
+    int32_t type = number_option(dup, SO_TYPE), waiting = queue_size(dup, FIONREAD_NR);
+    struct pollfd state = {.fd = dup, .events = POLLIN};
+    if (number_option(dup, SO_ACCEPTCONN) > 0 || waiting < 0 || sys_poll(&state, 1, 0) < 0)
+        return 0;
+    bool empty = !(state.revents & POLLIN) || (type == SOCK_STREAM && waiting == 0);
+    if (!empty && type == SOCK_DGRAM && (state.revents & POLLERR))
+        return 0;
+    size_t cap = empty ? 0 : type == SOCK_STREAM ? (size_t)waiting + 8 : MESSAGE_ROOM * 4;
+    struct peek peek = {.window = window, .entry = entry, .dup = dup, .cap = cap};
+    peek.control = number_option(dup, SO_PASSCRED) > 0 ? CREDENTIALS_ROOM : 0;
+    for (;;) {
+        peek.used = 0;
+        peek.room = sink_record_begin(window->sink, CKPT_R_FD_WORK, entry->pid, 0, entry->fd, CKPT_W_PEEK, peek.cap);
+        if (!peek.room)
+            return -ENOMEM;
+        int error = empty ? 0 : type == SOCK_STREAM ? peek_stream(&peek, waiting) : peek_messages(&peek, type == SOCK_SEQPACKET);
+        if (error == -ENOSPC) {
+            peek.cap *= 4;
+            continue;
+        }
+        if (error)
+            return error == -EOPNOTSUPP ? 0 : tree_fail(window->tree, error, "queued data", entry->pid, 0, entry->fd, 0, NULL);
+        sink_record_commit(window->sink, peek.used);
+        return 0;
+    }
+}
+
+/* ---- sock_diag ---- */
+
+int diag_open(void) { return sys_socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG); }
+
+static int unix_diag(struct window *window, const struct open_fd *entry) {
+    struct {
+        struct nlmsghdr head;
+        struct unix_diag_req request;
+    } ask = {.head = {.nlmsg_len = sizeof ask, .nlmsg_type = SOCK_DIAG_BY_FAMILY, .nlmsg_flags = NLM_F_REQUEST},
+             .request = {.sdiag_family = AF_UNIX, .udiag_states = ~0u, .udiag_ino = (uint32_t)entry->ino, .udiag_show = 0x7f,
+                         .udiag_cookie = {~0u, ~0u}}};
+    _Alignas(8) char reply[DIAG_ROOM];
+    ssize_t got = window->diag < 0 ? -1 : sys_diag(window->diag, &ask, sizeof ask, reply, sizeof reply);
+    const struct nlmsghdr *head = (const void *)reply;
+    if (got < (ssize_t)sizeof *head || head->nlmsg_type != SOCK_DIAG_BY_FAMILY || head->nlmsg_len > (size_t)got)
+        return 0; /* in another network namespace, or not allowed */
+    return sink_record(window->sink, CKPT_R_FD_WORK, entry->pid, 0, entry->fd, CKPT_W_UNIX_DIAG, head + 1, head->nlmsg_len - sizeof *head);
+}
+
+int fd_socket(struct window *window, const struct open_fd *entry, int dup, const struct ckpt_want *want) {
+    int error = 0;
+    if (dup >= 0 && (want->work & CKPT_W_SOCKET))
+        error = socket_state(window, entry, dup);
+    if (!error && dup >= 0)
+        error = options(window, entry, dup, want);
+    if (!error && dup >= 0 && (want->work & CKPT_W_PEEK))
+        error = queued(window, entry, dup);
+    if (!error && (want->work & CKPT_W_UNIX_DIAG))
+        error = unix_diag(window, entry);
+    return error;
+}

@@ -1,0 +1,111 @@
+/* fdwork.c: what a kind wants of one descriptor that is no socket: pipe, timer, seals, terminal. Formats: descriptors.c.
+ *
+ * Invariants
+ *  1. Nothing is consumed: a pipe's contents are tee'd into a pipe of our own and read from there.
+ *  2. A write end alone is read by an end of our own, opened O_NONBLOCK and closed at once, and only when there is a reader
+ *     already: otherwise writers outside the tree would for a moment see a reader that is none.
+ *  3. What the kernel does not answer gives no record; the kind that parses then refuses by name. Only lack of memory, and
+ *     contents that came back shorter than they are, fail the capture.
+ */
+#define _GNU_SOURCE
+#include "capture.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/timerfd.h>
+#include <termios.h>
+
+#ifndef F_GET_SEALS
+#define F_GET_SEALS 1034
+#endif
+#define CKPT_TCGETS2 0x802c542aUL
+enum { TERMIOS2_BYTES = 44, TIOCGWINSZ_NR = 0x5413, WINSIZE_BYTES = 8, FIONREAD_NR = 0x541b, PIPE_HEAD = 12 };
+
+static int answer(struct window *window, const struct open_fd *entry, uint32_t work, const void *bytes, size_t size) {
+    return sink_record(window->sink, CKPT_R_FD_WORK, entry->pid, 0, entry->fd, (int)work, bytes, size);
+}
+
+int fd_timer(struct window *window, const struct open_fd *entry, int dup) {
+    struct itimerspec value;
+    if (sys_timerfd_get(dup, &value))
+        return 0;
+    return answer(window, entry, CKPT_W_TIMERFD, &value, sizeof value);
+}
+
+static int seals(struct window *window, const struct open_fd *entry, int dup) {
+    int32_t seals = sys_fcntl(dup, F_GET_SEALS, 0);
+    return answer(window, entry, CKPT_W_SEALS, &seals, sizeof seals);
+}
+
+static int tty(struct window *window, const struct open_fd *entry, int dup) {
+    uint8_t state[TERMIOS2_BYTES + WINSIZE_BYTES];
+    if (sys_ioctl(dup, CKPT_TCGETS2, state) < 0 || sys_ioctl(dup, TIOCGWINSZ_NR, state + TERMIOS2_BYTES) < 0)
+        return 0;
+    return answer(window, entry, CKPT_W_TTY, state, sizeof state);
+}
+
+/* An end that can be read: the duplicate itself, or an end of our own through /proc. -1: there is nothing to read. */
+static int readable_end(struct window *window, const struct open_fd *entry, int dup, short revents, int *ret_own) {
+    if ((entry->flags & O_ACCMODE) != O_WRONLY)
+        return dup;
+    if (revents & POLLERR)
+        return -1; /* no reader: what was in it is gone */
+    char name[NAME_ROOM];
+    *ret_own = sys_openat(tree_task(window->tree, entry->pid)->dir, proc_name(name, "fd/", (uint64_t)entry->fd, ""), O_RDONLY | O_NONBLOCK);
+    return *ret_own;
+}
+
+/* Our pipe has room for as many slots as theirs, so one tee takes everything. */
+static ssize_t copy_contents(struct window *window, int from, uint32_t capacity, char *room, size_t size) {
+    int ours = sys_fcntl(window->tee[1], F_GETPIPE_SZ, 0);
+    if (ours < (int)capacity && sys_fcntl(window->tee[1], F_SETPIPE_SZ, (long)capacity) < 0)
+        return -ENOSPC;
+    ssize_t teed = sys_tee(from, window->tee[1], INT_MAX, SPLICE_F_NONBLOCK);
+    if (teed == -EAGAIN)
+        teed = 0;
+    for (ssize_t done = 0; done < teed;) {
+        ssize_t got = sys_read(window->tee[0], room + done, (size_t)(teed - done));
+        if (got <= 0)
+            return got ? got : -EIO;
+        done += got;
+    }
+    return teed < 0 ? teed : (size_t)teed == size ? teed : -EIO;
+}
+
+static int pipe_contents(struct window *window, const struct open_fd *entry, int dup) {
+    int capacity = sys_fcntl(dup, F_GETPIPE_SZ, 0);
+    struct pollfd poll_one = {.fd = dup};
+    int error = capacity < 0 ? 0 : sys_poll(&poll_one, 1, 0);
+    if (capacity < 0 || error < 0)
+        return 0;
+    _cleanup_close_ int own = -1;
+    int from = readable_end(window, entry, dup, poll_one.revents, &own);
+    int size = 0;
+    if (from < -1)
+        return tree_fail(window->tree, from, "pipe contents", entry->pid, 0, entry->fd, 0, "open");
+    if (from >= 0 && sys_ioctl(from, FIONREAD_NR, &size) < 0)
+        size = 0;
+    uint32_t head[3] = {(uint32_t)capacity, (uint32_t)poll_one.revents, (uint32_t)size};
+    char *room = sink_record_begin(window->sink, CKPT_R_FD_WORK, entry->pid, 0, entry->fd, CKPT_W_PIPE, PIPE_HEAD + (size_t)size);
+    if (!room)
+        return -ENOMEM;
+    memcpy(room, head, PIPE_HEAD);
+    ssize_t got = size ? copy_contents(window, from, head[0], room + PIPE_HEAD, (size_t)size) : 0;
+    if (got < 0)
+        return tree_fail(window->tree, (int)got, "pipe contents", entry->pid, 0, entry->fd, 0, NULL);
+    sink_record_commit(window->sink, PIPE_HEAD + (size_t)size);
+    return 0;
+}
+
+int fd_work(struct window *window, const struct open_fd *entry, int dup, const struct ckpt_want *want) {
+    int error = 0;
+    if (dup >= 0 && (want->work & CKPT_W_PIPE))
+        error = pipe_contents(window, entry, dup);
+    if (!error && dup >= 0 && (want->work & CKPT_W_SEALS))
+        error = seals(window, entry, dup);
+    if (!error && dup >= 0 && (want->work & CKPT_W_TTY))
+        error = tty(window, entry, dup);
+    return error ? error : fd_socket(window, entry, dup, want);
+}

@@ -1,0 +1,209 @@
+/* raw.c: what the kernel shows of each process and thread, taken as it is: files of /proc, registers, signals, limits.
+ *
+ * Invariants
+ *  1. Registers are those of the stop, before the decision: the decided rax has a record of its own.
+ *  2. A thread that dies under us (SIGKILL) fails the capture with -ESRCH: half a thread is not recorded.
+ *  3. What an older kernel does not know (rseq configuration) is left out, not invented.
+ */
+#define _GNU_SOURCE
+#include "capture.h"
+#include <elf.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+
+#ifndef PTRACE_GET_RSEQ_CONFIGURATION
+#define PTRACE_GET_RSEQ_CONFIGURATION 0x420f
+#endif
+
+enum {
+    XSTATE_ROOM = 16 << 10, /* AVX-512 needs 2.7 kB, AMX 11 kB */
+    FILE_ROOM = 64 << 10,   /* first try for a file of /proc */
+    SIGINFO_BYTES = 128,
+    SIGINFO_BATCH = 32,
+    LIMIT_COUNT = 16,
+    RSEQ_BYTES = 24,
+};
+_Static_assert(sizeof(siginfo_t) == SIGINFO_BYTES, "records hold kernel siginfo");
+
+static int fill(int fd, char *buffer, size_t cap, size_t *ret_size) {
+    size_t used = 0;
+    for (;;) {
+        ssize_t got = sys_read(fd, buffer + used, cap - used);
+        if (got == -EINTR)
+            continue;
+        if (got < 0)
+            return (int)got;
+        used += (size_t)got;
+        if (got == 0 || used == cap) {
+            *ret_size = used;
+            return got ? -ENOSPC : 0;
+        }
+    }
+}
+
+int record_file(struct window *window, uint32_t kind, pid_t pid, pid_t tid, int fd, int index, int dir, const char *name, struct text_at *ret_where) {
+    for (size_t room = FILE_ROOM;; room *= 4) {
+        _cleanup_close_ int file = sys_openat(dir, name, O_RDONLY);
+        if (file == -ENOENT)
+            return 0;
+        if (file < 0)
+            return tree_fail(window->tree, file, "read", pid, tid, fd, 0, name);
+        char *buffer = sink_record_begin(window->sink, kind, pid, tid, fd, index, room);
+        if (!buffer)
+            return -ENOMEM;
+        size_t size = 0;
+        int error = fill(file, buffer, room, &size);
+        if (error == -ENOSPC)
+            continue;
+        if (error == -EINVAL || error == -EIO)
+            return 0; /* not readable for this kind of process */
+        if (error)
+            return tree_fail(window->tree, error, "read", pid, tid, fd, 0, name);
+        if (ret_where) {
+            const uint8_t *base;
+            *ret_where = (struct text_at){.offset = ckpt_sink_records(window->sink, &base) + sizeof(struct ckpt_record), .size = size};
+        }
+        sink_record_commit(window->sink, size);
+        return 0;
+    }
+}
+
+const char *text_of(const struct window *window, struct text_at where) {
+    const uint8_t *base;
+    ckpt_sink_records(window->sink, &base);
+    return (const char *)base + where.offset;
+}
+
+static int add(struct window *window, uint32_t kind, const struct thread *thread, const void *bytes, size_t size) {
+    return sink_record(window->sink, kind, thread->pid, thread->tid, -1, 0, bytes, size);
+}
+
+static int failed(struct window *window, long error, const struct thread *thread, const char *what) {
+    return tree_fail(window->tree, (int)error, "registers", thread->pid, thread->tid, -1, 0, what);
+}
+
+static int xstate(struct window *window, const struct thread *thread) {
+    struct iovec area = {.iov_len = XSTATE_ROOM};
+    area.iov_base = sink_record_begin(window->sink, CKPT_R_XSTATE, thread->pid, thread->tid, -1, 0, XSTATE_ROOM);
+    if (!area.iov_base)
+        return -ENOMEM;
+    long error = sys_ptrace(PTRACE_GETREGSET, thread->tid, NT_X86_XSTATE, (uintptr_t)&area);
+    if (error)
+        return failed(window, error, thread, "xstate");
+    sink_record_commit(window->sink, area.iov_len);
+    return 0;
+}
+
+/* The queue is peeked in batches until one comes back short. Nothing is consumed. */
+static int pending(struct window *window, const struct thread *thread, uint32_t kind, uint32_t flags) {
+    size_t count = 0;
+    for (;;) {
+        char *room = sink_record_begin(window->sink, kind, thread->pid, kind == CKPT_R_PENDING_THREAD ? thread->tid : 0, -1, 0,
+                                       (count + SIGINFO_BATCH) * SIGINFO_BYTES);
+        if (!room)
+            return -ENOMEM;
+        struct __ptrace_peeksiginfo_args args = {.off = count, .flags = flags, .nr = SIGINFO_BATCH};
+        long got = sys_ptrace(PTRACE_PEEKSIGINFO, thread->tid, (uintptr_t)&args, (uintptr_t)(room + count * SIGINFO_BYTES));
+        if (got < 0)
+            return failed(window, got, thread, "pending signals");
+        count += (size_t)got;
+        if (got < SIGINFO_BATCH)
+            break;
+    }
+    if (count)
+        sink_record_commit(window->sink, count * SIGINFO_BYTES);
+    return 0;
+}
+
+static int rseq_and_robust(struct window *window, const struct thread *thread) {
+    uint8_t rseq[RSEQ_BYTES];
+    int error = 0;
+    if (sys_ptrace(PTRACE_GET_RSEQ_CONFIGURATION, thread->tid, sizeof rseq, (uintptr_t)rseq) == sizeof rseq)
+        error = add(window, CKPT_R_RSEQ, thread, rseq, sizeof rseq);
+    uint64_t robust[2];
+    if (!error && sys_robust_list(thread->tid, &robust[0], &robust[1]) == 0)
+        error = add(window, CKPT_R_ROBUST, thread, robust, sizeof robust);
+    return error;
+}
+
+static int thread_files(struct window *window, const struct task *task, const struct thread *thread) {
+    const char *const *files = window->options->thread_files;
+    char name[NAME_ROOM * 2];
+    for (int i = 0; files && files[i]; i++) {
+        if (strlen(files[i]) >= NAME_ROOM - 1)
+            return -ENAMETOOLONG;
+        char *at = proc_name(name, "task/", (uint64_t)thread->tid, "/");
+        strcat(at, files[i]);
+        int error = record_file(window, CKPT_R_THREAD_FILE, thread->pid, thread->tid, -1, i, task->dir, name, NULL);
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
+static int raw_thread(struct window *window, const struct task *task, const struct thread *thread) {
+    int error = add(window, CKPT_R_REGS, thread, &thread->regs, sizeof thread->regs);
+    if (!error)
+        error = xstate(window, thread);
+    if (!error)
+        error = add(window, CKPT_R_SIGMASK, thread, &thread->sigmask, sizeof thread->sigmask);
+    if (!error)
+        error = add(window, CKPT_R_DECISION, thread, &thread->decision, sizeof thread->decision);
+    if (!error)
+        error = pending(window, thread, CKPT_R_PENDING_THREAD, 0);
+    if (!error)
+        error = rseq_and_robust(window, thread);
+    return error ? error : thread_files(window, task, thread);
+}
+
+static int limits(struct window *window, const struct task *task) {
+    struct rlimit limit[LIMIT_COUNT];
+    for (int i = 0; i < LIMIT_COUNT; i++) {
+        int error = sys_prlimit(task->pid, i, &limit[i]);
+        if (error)
+            return tree_fail(window->tree, error, "limits", task->pid, 0, -1, 0, NULL);
+    }
+    return sink_record(window->sink, CKPT_R_LIMITS, task->pid, 0, -1, 0, limit, sizeof limit);
+}
+
+static int proc_files(struct window *window, size_t index) {
+    const struct task *task = &window->tree->tasks[index];
+    const char *const *files = window->options->proc_files;
+    for (int i = 0; files && files[i]; i++) {
+        bool maps = !strcmp(files[i], "maps");
+        int error = record_file(window, CKPT_R_PROC_FILE, task->pid, 0, -1, i, task->dir, files[i], maps ? &window->maps[index] : NULL);
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
+int raw_task(struct window *window, size_t index) {
+    ckpt_tree *tree = window->tree;
+    const struct task *task = &tree->tasks[index];
+    if (task->zombie)
+        return tree_fail(tree, -EOPNOTSUPP, "zombie", task->pid, 0, -1, 0, "its parent has not waited for it yet");
+    int error = proc_files(window, index);
+    if (!error)
+        error = limits(window, task);
+    if (!error)
+        error = pending(window, tree_leader(tree, task->pid), CKPT_R_PENDING_SHARED, PTRACE_PEEKSIGINFO_SHARED);
+    for (size_t i = 0; !error && i < tree->thread_count; i++)
+        if (tree->threads[i].pid == task->pid)
+            error = raw_thread(window, task, &tree->threads[i]);
+    return error;
+}
+
+int raw_tree(struct window *window) {
+    size_t count = window->tree->thread_count, bytes = count * sizeof(struct ckpt_thread_id);
+    struct ckpt_thread_id *threads = sink_record_begin(window->sink, CKPT_R_THREADS, window->tree->root, 0, -1, 0, bytes);
+    if (!threads)
+        return -ENOMEM;
+    ckpt_tree_threads(window->tree, threads, count);
+    sink_record_commit(window->sink, bytes);
+    return 0;
+}
