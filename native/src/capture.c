@@ -6,8 +6,8 @@
  * Invariants
  *  1. A tree that came thawed leaves thawed, on every path; one that came frozen stays frozen.
  *  2. On failure the sink is reset (nothing is kept) and the tree's fault names the first thing that failed.
- *  3. The order is: text and registers, descriptors, questions, pages. Questions inject, so what they leave behind (nothing
- *     but a few bytes of stack and vdso) comes before the pages are scanned, and their bridge is in no text.
+ *  3. The order is: text and registers, descriptors, questions, pages. Questions inject: they come after the texts, which
+ *     so never show their bridge, and before the scan, which so sees what they touched.
  *  4. The tracker is consumed by the scan. Whoever called must have written down before that it would be (ckpt/live).
  */
 #define _GNU_SOURCE
@@ -112,9 +112,7 @@ static int memory(struct window *window, size_t index) {
     ssize_t count = lines_of(window, index);
     if (count < 0)
         return tree_fail(window->tree, (int)count, "read", task->pid, 0, -1, 0, "maps");
-    int error = sink_space(window->sink, (int32_t)index);
-    if (!error)
-        error = scan_and_copy(window->tree, task, track, window->lines, (size_t)count, window->options, window->sink, &window->timing);
+    int error = scan_and_copy(window->tree, task, track, window->lines, (size_t)count, window->options, window->sink, &window->timing);
     return error ? error : capture_mapped_objects(window, task, window->lines, (size_t)count);
 }
 
@@ -146,13 +144,12 @@ static int inside(struct window *window) {
     if (!error)
         error = capture_descriptors(window);
     timing->descriptors = lap(&since);
-    if (!error)
-        error = ask_questions(window);
+    if (!error && !window->options->no_inject && window->options->question_count)
+        error = remote_ask(window->tree, window->options->questions, window->options->question_count, window->sink);
     timing->questions = lap(&since);
     ckpt_mark("questions");
     if (!error)
         error = pages_phase(window);
-    ckpt_mark("scanned");
     ckpt_mark("copied");
     return error;
 }

@@ -66,7 +66,5 @@ int diag_open(void);
 int capture_mapped_objects(struct window *window, const struct task *task, const struct map_line *lines, size_t count);
 /* file is our own open, never a duplicate: reading moves its position. */
 int capture_object(struct window *window, int file, pid_t pid);
-/* questions.c */
-int ask_questions(struct window *window);
 
 #endif

@@ -1,0 +1,204 @@
+"""One function per figure of the speed table; each measures its floor in the same run, in turn with ours.
+
+The machine may be shared and noisy: medians, and ratios of what was measured side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.harness import Ckpt, Victim
+from tests.harness.ckpt import COMMAND
+from tests.harness.victim import BIN, build
+
+HERE = Path(__file__).resolve().parent
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    ours: float
+    unit: str
+    floor: float | None  #: same unit; None = the limit is absolute
+    limit: float  #: a ratio to the floor, or in the unit
+    note: str = ""
+
+    @property
+    def figure(self) -> float:
+        return self.ours / self.floor if self.floor else self.ours
+
+    @property
+    def met(self) -> bool:
+        return self.figure <= self.limit
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="ckpt-bench-", dir=os.environ.get("CKPT_BENCH_DIR")) as name:
+        yield Path(name)
+
+
+def floors(*words: str) -> dict[str, Any]:
+    """The C floors: scan, scan-copy, freeze."""
+    binary = BIN / "floors"
+    source = HERE / "floors.c"
+    if not binary.exists() or binary.stat().st_mtime < source.stat().st_mtime:
+        build()
+        subprocess.run(["gcc", "-O2", "-std=gnu11", "-Wall", "-o", str(binary), str(source)], check=True)
+    answer: dict[str, Any] = json.loads(subprocess.run([str(binary), *words], check=True, capture_output=True, text=True).stdout)
+    return answer
+
+
+def dirty_victim(mib: int, content: str = "random") -> Victim:
+    build()
+    return Victim([str(BIN / "dirty"), str(mib), content], timeout_s=300)
+
+
+def stops(precopy: int, rounds: int = 9) -> tuple[list[float], list[float]]:
+    """(stop in us as ckpt says, largest clock gap in us as the victim saw it), 1 GiB resident, 1 % dirty."""
+    ours, gaps = [], []
+    with scratch() as folder, dirty_victim(1024) as victim:
+        ckpt = Ckpt(folder)
+        ckpt.snapshot(victim.pid, "--full")
+        for _ in range(rounds):
+            victim.ask("dirty 1")
+            victim.ask("gap")
+            made = ckpt.snapshot(victim.pid, "--incremental", "--precopy", str(precopy))
+            gaps.append(int(victim.ask("gap").split()[1]) / 1000)
+            ours.append(float(made["stop_us"]))
+            if made["kind"] != "incremental" or made["tracker"] != "uffd":
+                raise AssertionError(f"not incremental by uffd: {made}")
+    return ours, gaps
+
+
+def agreement(ours: list[float], gaps: list[float]) -> str:
+    ratio = statistics.median(gap / stop for gap, stop in zip(gaps, ours, strict=True))
+    return f"victim's own clock gap / stop: {ratio:.2f}"
+
+
+def stop_incremental() -> Row:
+    ours, gaps = stops(precopy=0)
+    floor = floors("scan-copy", "1024", "1", "9")["us"]
+    return Row("stop, 1 GiB, 1 % dirty, no pre-copy", statistics.median(ours), "us", floor, 1.5, agreement(ours, gaps))
+
+
+def stop_precopied() -> Row:
+    ours, gaps = stops(precopy=1)
+    floor = floors("scan", "1024", "1", "9")["us"]
+    return Row("stop, the same with one round of pre-copy", statistics.median(ours), "us", floor, 3.0, agreement(ours, gaps))
+
+
+def stop_python() -> Row:
+    with scratch() as folder, Victim.start("python-threads", folder / "victim") as victim:
+        ckpt = Ckpt(folder)
+        ckpt.snapshot(victim.pid, "--full")
+        ours, floor = [], []
+        for _ in range(9):
+            time.sleep(0.05)
+            ours.append(float(ckpt.snapshot(victim.pid, "--incremental")["stop_us"]))
+            floor.append(float(floors("freeze", str(victim.pid), "5")["us"]))
+    return Row("stop, CPython with threads", statistics.median(ours), "us", statistics.median(floor), 2.0)
+
+
+def full_snapshot() -> Row:
+    """The whole command, until it has exited and the bytes are in the file."""
+    ours, floor = [], []
+    with dirty_victim(1024) as victim:
+        for _ in range(3):
+            with scratch() as folder:
+                start = time.perf_counter()
+                Ckpt(folder).snapshot(victim.pid, "--full")
+                ours.append(time.perf_counter() - start)
+                floor.append(write_floor(folder, GIB))
+    return Row("full snapshot, 1 GiB of random data", statistics.median(ours), "s", statistics.median(floor), 2.0)
+
+
+def write_floor(folder: Path, size: int) -> float:
+    block = os.urandom(1 << 20)
+    path = folder / "floor"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    start = time.perf_counter()
+    for _ in range(size >> 20):
+        os.write(descriptor, block)
+    os.fdatasync(descriptor)
+    elapsed = time.perf_counter() - start
+    os.close(descriptor)
+    path.unlink()
+    return elapsed
+
+
+def incremental_work() -> Row:
+    times = []
+    with scratch() as folder, dirty_victim(1024, "half") as victim:
+        ckpt = Ckpt(folder)
+        ckpt.snapshot(victim.pid, "--full")
+        for _ in range(7):
+            victim.ask("dirty 1")
+            times.append(float(ckpt.snapshot(victim.pid, "--incremental")["total_ms"]))
+    return Row("incremental, 1 GiB, 1 % dirty: work of the command", statistics.median(times), "ms", None, 60.0)
+
+
+def rollback_redis() -> Row:
+    from tests.bench.redis import Redis
+
+    times: list[float] = []
+    pages = 0
+    with scratch() as folder, Redis(folder) as redis:
+        redis.populate(500_000, 900)
+        ckpt = Ckpt(folder)
+        generation = ckpt.snapshot(redis.pid, "--full")["generation"]
+        for _ in range(5):
+            redis.touch(1500)
+            done = ckpt.json("rollback", str(generation), "--pid", str(redis.pid))
+            times.append(done["stop_us"] / 1000)
+            pages = done["pages_written"]
+        resident = redis.resident() >> 20
+    return Row("rollback stop, redis", statistics.median(times), "ms", None, 15.0, f"{resident} MB resident, {pages} pages written")
+
+
+def help_time() -> Row:
+    ours: list[float] = []
+    floor: list[float] = []
+    for _ in range(11):
+        for times, command in ((ours, [*COMMAND, "--help"]), (floor, [sys.executable, "-c", "pass"])):
+            start = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True)
+            times.append((time.perf_counter() - start) * 1000)
+    extra = statistics.median(ours) - statistics.median(floor)
+    return Row("ckpt --help beyond python3 -c pass", extra, "ms", None, 150.0)
+
+
+def peak_memory() -> Row:
+    with scratch() as folder, dirty_victim(4096) as victim:
+        process = Ckpt(folder).start("snapshot", victim.pid, "--full", "--json")
+        out = process.stdout.read() if process.stdout else ""
+        _pid, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            raise AssertionError(f"exit {process.returncode}: {process.stderr.read() if process.stderr else ''}")
+        resident = json.loads(out)["pages"]["resident"] * 4096 / GIB
+    return Row("peak memory while 4 GiB are captured", usage.ru_maxrss / 1024, "MB", None, 256.0, f"{resident:.2f} GiB resident")
+
+
+ROWS: dict[str, Callable[[], Row]] = {
+    "stop": stop_incremental,
+    "stop-precopy": stop_precopied,
+    "stop-python": stop_python,
+    "full": full_snapshot,
+    "incremental": incremental_work,
+    "rollback": rollback_redis,
+    "help": help_time,
+    "memory": peak_memory,
+}
