@@ -18,6 +18,9 @@
  *   EPOLL       per tfd line of fdinfo, in order: i32 tfd, i32 identity of the watched file (-1: no descriptor of the tree)
  *   DUPLICATE   no record: struct ckpt_fd.duplicate is our number
  *
+ * The work is done once for an open file description, under the first descriptor that shows it (processes in the order of
+ * ckpt_tree_threads(), numbers ascending); fdinfo is read for each, for FD_CLOEXEC stands only there. TIMERFD: for each.
+ *
  * Invariants
  *  1. A table that several processes share (CLONE_FILES) is walked once, under its first process.
  *  2. A duplicate shares its description with the target: position, flags and queues are not touched, or put back at once.
@@ -35,7 +38,7 @@
 enum {
     DENTS_BYTES = 32 << 10,
     LINK_ROOM = 4096,
-    WORK_BY_DUPLICATE = CKPT_W_DUPLICATE | CKPT_W_PIPE | CKPT_W_SOCKET | CKPT_W_PEEK | CKPT_W_TIMERFD | CKPT_W_SEALS | CKPT_W_TTY,
+    WORK_BY_DUPLICATE = CKPT_W_DUPLICATE | CKPT_W_PIPE | CKPT_W_SOCKET | CKPT_W_PEEK | CKPT_W_SEALS | CKPT_W_TTY,
     CLOEXEC_FLAG = 02000000,
 };
 
@@ -71,7 +74,11 @@ static const struct ckpt_want *want_for(const struct window *window, const struc
 
 static uint64_t device(dev_t dev) { return (uint64_t)dev; }
 
-static int fd_record(struct window *window, const struct look *look, int duplicate, size_t *ret_at) {
+static struct ckpt_fd *head_of(const struct window *window, size_t record) {
+    return (struct ckpt_fd *)(void *)text_of(window, (struct text_at){.offset = record});
+}
+
+static int fd_record(struct window *window, const struct look *look, size_t *ret_at) {
     size_t size = sizeof(struct ckpt_fd) + look->link_size;
     const uint8_t *base;
     size_t at = ckpt_sink_records(window->sink, &base) + sizeof(struct ckpt_record);
@@ -80,7 +87,7 @@ static int fd_record(struct window *window, const struct look *look, int duplica
         return -ENOMEM;
     struct ckpt_fd head = {.dev = device(look->stat.st_dev), .ino = look->stat.st_ino, .rdev = device(look->stat.st_rdev),
                            .size = (uint64_t)look->stat.st_size, .nlink = look->stat.st_nlink, .mode = look->stat.st_mode,
-                           .file = -1, .duplicate = duplicate};
+                           .file = -1, .duplicate = -1};
     memcpy(room, &head, sizeof head);
     memcpy(room + sizeof head, look->link, look->link_size);
     sink_record_commit(window->sink, size);
@@ -92,45 +99,65 @@ static uint32_t flags_of(const char *fdinfo, size_t bytes) {
     return (uint32_t)proc_field(fdinfo, bytes, "flags", 8, 0) & ~(uint32_t)CLOEXEC_FLAG;
 }
 
-static int add_entry(struct window *window, const struct look *look, const struct ckpt_want *want, size_t record, struct text_at info) {
+/* Adds the row and its identity; *ret_new: no descriptor before it was the same open file description. */
+static int add_entry(struct window *window, const struct look *look, const struct ckpt_want *want, size_t record, struct text_at info,
+                     bool *ret_new) {
     int error = rows_grow((void **)&window->fds, window->fd_count, &window->fd_cap, sizeof *window->fds);
     if (error)
         return error;
     struct open_fd *entry = &window->fds[window->fd_count++];
     *entry = (struct open_fd){.pid = look->pid, .fd = look->fd, .dev = device(look->stat.st_dev), .ino = look->stat.st_ino,
                               .flags = flags_of(text_of(window, info), info.size), .record = record, .fdinfo = info.offset,
-                              .fdinfo_size = info.size, .work = want ? want->work : 0};
+                              .fdinfo_size = info.size};
+    size_t known = window->file_count;
     error = identify(window, window->fd_count - 1);
     if (error)
         return error;
-    struct ckpt_fd *head = (struct ckpt_fd *)(void *)text_of(window, (struct text_at){.offset = record});
-    head->file = window->fds[window->fd_count - 1].file;
+    *ret_new = window->file_count > known;
+    entry->work = *ret_new && want ? want->work : 0;
+    head_of(window, record)->file = entry->file;
     return 0;
 }
 
-static int work_on(struct window *window, const struct look *look, const struct ckpt_want *want, int dup) {
-    bool keep = want && (want->work & CKPT_W_DUPLICATE) && dup >= 0;
+static int contents(struct window *window, const struct look *look) {
+    _cleanup_close_ int own = sys_openat(look->fd_dir, look->name, O_RDONLY);
+    int error = own < 0 ? own : capture_object(window, own, look->pid);
+    return error ? tree_fail(window->tree, error, "contents", look->pid, 0, look->fd, 0, look->link) : 0;
+}
+
+static int keep_duplicate(struct window *window, size_t record, int *dup) {
+    head_of(window, record)->duplicate = *dup;
+    return sink_keep_fd(window->sink, take_fd(dup));
+}
+
+/* A description that a descriptor before showed already (dup, fork) has its answers there. */
+static int work_once(struct window *window, const struct look *look, const struct ckpt_want *want, size_t record, int *dup) {
+    struct open_fd entry = window->fds[window->fd_count - 1];
+    if (*dup < 0 && (want->work & WORK_BY_DUPLICATE))
+        *dup = sys_pidfd_getfd(look->pidfd, look->fd);
+    int error = fd_work(window, &entry, *dup, want);
+    if (!error && (want->work & CKPT_W_CONTENTS))
+        error = contents(window, look);
+    if (!error && (want->work & CKPT_W_DUPLICATE) && *dup >= 0)
+        error = keep_duplicate(window, record, dup);
+    return error;
+}
+
+static int record_descriptor(struct window *window, const struct look *look, const struct ckpt_want *want) {
     size_t record;
-    int error = fd_record(window, look, keep ? dup : -1, &record);
-    struct open_fd place = {.pid = look->pid, .fd = look->fd};
-    if (!error && want && dup >= 0 && (want->work & CKPT_W_TIMERFD))
-        error = fd_timer(window, &place, dup);
     struct text_at info = {0};
+    bool is_new = false;
+    _cleanup_close_ int dup = -1;
+    int error = fd_record(window, look, &record);
+    if (!error && want && (want->work & CKPT_W_TIMERFD)) {
+        dup = sys_pidfd_getfd(look->pidfd, look->fd);
+        error = dup >= 0 ? fd_timer(window, look->pid, look->fd, dup) : 0;
+    }
     if (!error)
         error = record_file(window, CKPT_R_FDINFO, look->pid, 0, look->fd, 0, look->info_dir, look->name, &info);
     if (!error)
-        error = add_entry(window, look, want, record, info);
-    if (error || !want)
-        return error;
-    struct open_fd entry = window->fds[window->fd_count - 1];
-    error = fd_work(window, &entry, dup, want);
-    if (!error && (want->work & CKPT_W_CONTENTS)) {
-        _cleanup_close_ int own = sys_openat(look->fd_dir, look->name, O_RDONLY);
-        error = own < 0 ? own : capture_object(window, own, look->pid);
-        if (error)
-            tree_fail(window->tree, error, "contents", look->pid, 0, look->fd, 0, look->link);
-    }
-    return error;
+        error = add_entry(window, look, want, record, info, &is_new);
+    return error || !is_new || !want ? error : work_once(window, look, want, record, &dup);
 }
 
 static int one_descriptor(struct window *window, struct look *look) {
@@ -144,14 +171,8 @@ static int one_descriptor(struct window *window, struct look *look) {
     look->link_size = (size_t)length;
     if (is_tracker(window, look))
         return 0;
-    const struct ckpt_want *want = want_for(window, look);
-    _cleanup_close_ int dup = want && (want->work & WORK_BY_DUPLICATE) ? sys_pidfd_getfd(look->pidfd, look->fd) : -1;
-    error = work_on(window, look, want, dup);
-    if (error)
-        return tree_fail(window->tree, error, "descriptor", look->pid, 0, look->fd, 0, look->link);
-    if (want && (want->work & CKPT_W_DUPLICATE) && dup >= 0)
-        return sink_keep_fd(window->sink, take_fd(&dup));
-    return 0;
+    error = record_descriptor(window, look, want_for(window, look));
+    return error ? tree_fail(window->tree, error, "descriptor", look->pid, 0, look->fd, 0, look->link) : 0;
 }
 
 struct dirent_head { /* getdents64(2) */

@@ -27,11 +27,11 @@ static int answer(struct window *window, const struct open_fd *entry, uint32_t w
     return sink_record(window->sink, CKPT_R_FD_WORK, entry->pid, 0, entry->fd, (int)work, bytes, size);
 }
 
-int fd_timer(struct window *window, const struct open_fd *entry, int dup) {
+int fd_timer(struct window *window, pid_t pid, int fd, int dup) {
     struct itimerspec value;
     if (sys_timerfd_get(dup, &value))
         return 0;
-    return answer(window, entry, CKPT_W_TIMERFD, &value, sizeof value);
+    return sink_record(window->sink, CKPT_R_FD_WORK, pid, 0, fd, CKPT_W_TIMERFD, &value, sizeof value);
 }
 
 static int seals(struct window *window, const struct open_fd *entry, int dup) {

@@ -238,19 +238,26 @@ static struct ckpt_thread_id describe(ckpt_tree *tree, const struct thread *thre
         .pid = thread->pid, .tid = thread->tid, .start_ticks = thread->start_ticks, .mm = tree_task(tree, thread->pid)->mm};
 }
 
-/* Leaders first, then the others, both in the order of their tasks. */
+/* Leaders first, in the order of their tasks (which is the order of a capture's records), then the others. */
 int ckpt_tree_threads(const ckpt_tree *const_tree, struct ckpt_thread_id *threads, size_t cap) {
     ckpt_tree *tree = (ckpt_tree *)const_tree;
     size_t count = 0;
-    for (int leaders = 1; leaders >= 0; leaders--)
-        for (size_t i = 0; i < tree->thread_count; i++) {
-            const struct thread *thread = &tree->threads[i];
-            if ((thread->pid == thread->tid) != leaders || thread->state == THREAD_GONE)
-                continue;
-            if (count < cap)
-                threads[count] = describe(tree, thread);
-            count++;
-        }
+    for (size_t i = 0; i < tree->task_count; i++) {
+        const struct thread *leader = tree_leader(tree, tree->tasks[i].pid);
+        if (!leader || leader->state == THREAD_GONE)
+            continue;
+        if (count < cap)
+            threads[count] = describe(tree, leader);
+        count++;
+    }
+    for (size_t i = 0; i < tree->thread_count; i++) {
+        const struct thread *thread = &tree->threads[i];
+        if (thread->pid == thread->tid || thread->state == THREAD_GONE)
+            continue;
+        if (count < cap)
+            threads[count] = describe(tree, thread);
+        count++;
+    }
     return (int)count;
 }
 
