@@ -26,6 +26,8 @@ ffibuilder.set_source(
     include_dirs=["native", "native/src"],
     libraries=["pthread"],
     extra_compile_args=["-O2", "-g", "-std=gnu11", *WARNINGS],
+    # Debian's Python links extensions with -Bsymbolic-functions: the seam (sys.h) and ckpt_mark() could then not be interposed.
+    extra_link_args=["-Wl,-Bno-symbolic"],
 )
 
 if __name__ == "__main__":

@@ -203,8 +203,9 @@ static int while_stopped(ckpt_tree *tree, pid_t pid, struct table *table, struct
     int error = stopped ? 0 : task_freeze(tree, pid);
     if (error)
         return error;
-    ckpt_mark("arm");
-    error = track->fresh ? arm_stopped(tree, pid, table, track) : move_up(tree, pid, table, track);
+    error = ckpt_mark("arm");
+    if (!error)
+        error = track->fresh ? arm_stopped(tree, pid, table, track) : move_up(tree, pid, table, track);
     if (!stopped) {
         struct ckpt_fault first = tree->fault;
         int thawed = task_thaw(tree, pid);

@@ -105,8 +105,7 @@ static int load_memory(const struct round *round, struct task *owner) {
 
 static int fly(const struct round *round) {
     ckpt_tree *tree = round->tree;
-    int first_error = 0;
-    ckpt_mark("batch");
+    int first_error = ckpt_mark("batch");
     for (size_t i = 0; i < tree->thread_count && !first_error; i++) {
         struct asked *asked = &round->asked[i];
         if (tree->threads[i].state != THREAD_STOPPED || !asked->regs.rip)

@@ -13,12 +13,13 @@
  *  2. The loop uses no stack and no memory but its slot; r12 to r15 and rbx hold its state, as system calls leave them alone.
  *  3. A child that a clone in the batch made never walks on: it exits, should nobody hold it (its tracer died).
  *  4. The note in the vdso's tail names the mapping from before it exists until after it is gone, so a killed ckpt's bridge is found by the
- *     next one, and only removed if the magic stands at its head.
+ *     next one, and only removed if the magic (or still nothing) stands at its head and it is mapped as we map it.
  *  5. Addresses are chosen, not searched: a fixed ladder far from where Linux puts anything, MAP_FIXED_NOREPLACE decides.
  */
 #define _GNU_SOURCE
 #include "inject.h"
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -112,9 +113,30 @@ static size_t pages_up(size_t bytes) { return (bytes + CKPT_PAGE - 1) & ~(size_t
 ckpt_addr_t code_slot_at(const struct bridge *bridge, uint32_t slot) { return bridge->code + CODE_SLOTS + (uint64_t)slot * STUB_BYTES; }
 ckpt_addr_t data_slot_at(const struct bridge *bridge, uint32_t slot) { return bridge->data + (uint64_t)slot * bridge->slot_bytes; }
 
-bool bridge_is_ours(int mem, ckpt_addr_t at) {
+/* Anonymous, private, R-X, no longer than what the note says (the data part may be a mapping of its own by now). */
+static bool is_mapped_so(const char *text, ckpt_addr_t at, uint64_t bytes) {
+    char line[40];
+    snprintf(line, sizeof line, "%lx-", at);
+    const char *found = strncmp(text, line, strlen(line)) ? strstr(text, "\n") : text;
+    while (found && strncmp(found + (found != text), line, strlen(line)))
+        found = strstr(found + 1, "\n");
+    char perms[5];
+    uint64_t start, end, offset, inode;
+    return found && sscanf(found, "%lx-%lx %4s %lx %*x:%*x %lu", &start, &end, perms, &offset, &inode) == 5 && start == at && end <= at + bytes &&
+           !strcmp(perms, "r-xp") && !inode;
+}
+
+/* The magic comes by a second step: a ckpt that died between leaves zeros there. */
+bool bridge_is_ours(ckpt_tree *tree, struct task *task, ckpt_addr_t at, uint64_t bytes) {
+    static const char zero[sizeof magic];
     char found[sizeof magic];
-    return sys_pread(mem, found, sizeof found, at) == sizeof found && !memcmp(found, magic, sizeof found);
+    if (sys_pread(task->mem, found, sizeof found, at) != sizeof found || (memcmp(found, magic, sizeof found) && memcmp(found, zero, sizeof found)))
+        return false;
+    ssize_t got = proc_read(task->dir, "maps", tree->text, TEXT_BYTES - 1);
+    if (got < 0)
+        return false;
+    tree->text[got] = 0;
+    return is_mapped_so(tree->text, at, bytes);
 }
 
 struct thread *task_any_thread(ckpt_tree *tree, const struct task *task) {

@@ -56,8 +56,8 @@ struct slot_header {
 int bridge_open(ckpt_tree *tree, struct task *task, struct thread *thread, const struct ckpt_range *avoid, size_t avoid_count,
                 uint32_t slots, size_t slot_bytes);
 int bridge_close(ckpt_tree *tree, struct task *task, struct thread *thread);
-/* True when a bridge of ours stands at `at`. */
-bool bridge_is_ours(int mem, ckpt_addr_t at);
+/* True when the bridge that a note names stands there. */
+bool bridge_is_ours(ckpt_tree *tree, struct task *task, ckpt_addr_t at, uint64_t bytes);
 /* Loads the thread's own sequence into the slot (out: what goes to code_slot_at()) and prepares the flight and the registers. */
 ckpt_addr_t code_slot_at(const struct bridge *bridge, uint32_t slot);
 ckpt_addr_t data_slot_at(const struct bridge *bridge, uint32_t slot);

@@ -69,7 +69,8 @@ static int run_piece(ckpt_tree *tree, const struct batch *b, struct ckpt_call *p
     error = poke(tree, b->owner, code_slot_at(bridge, 0), code, sizeof code);
     if (!error)
         error = poke(tree, b->owner, slot, &load, SLOT_HEADER + count * sizeof *piece);
-    ckpt_mark("batch");
+    if (!error)
+        error = ckpt_mark("batch");
     if (!error)
         error = flight_start(tree, &flight, &regs);
     int64_t ran = 0;

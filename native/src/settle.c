@@ -3,7 +3,7 @@
  * The note in the vdso's tail (inject.h) says so with one read. Then
  *  1. a thread whose rip stands inside the stub or the bridge runs on until it is itself again (some microseconds: there is no sleeping call in
  *     there); injecting over it would save the stub's registers as its own, for ever;
- *  2. a bridge is unmapped, if its magic stands where the note says (a child inherits the note by fork, but not the bridge);
+ *  2. a bridge is unmapped, if one stands where the note says (a child inherits the note by fork, but not the bridge);
  *  3. the tail is zeroed.
  * Every freeze calls this, whatever it freezes for: a generation must not hold a thread inside our code.
  */
@@ -61,7 +61,7 @@ int remote_settle(ckpt_tree *tree, struct task *task) {
     struct thread *thread = task_any_thread(tree, task);
     if (!thread)
         return 0;
-    if (note.bridge && bridge_is_ours(owner->mem, note.bridge)) {
+    if (note.bridge && bridge_is_ours(tree, owner, note.bridge, note.bytes)) {
         const uint64_t arg[6] = {note.bridge, note.bytes};
         int64_t got;
         int error = inject_prepare(tree, task);

@@ -35,7 +35,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
-enum { NOT_CALLED = -1, EVENT_STOP = 128, IN_SECCOMP_STRICT = 1, RESTART_SYSCALL = 219, FLAG_TRAP = 0x100, USER_CODE_64 = 0x33 };
+enum { SPIN_NS = 60000, NOT_CALLED = -1, EVENT_STOP = 128, IN_SECCOMP_STRICT = 1, RESTART_SYSCALL = 219, FLAG_TRAP = 0x100, USER_CODE_64 = 0x33 };
 
 struct task *memory_owner(ckpt_tree *tree, const struct task *task) {
     return &tree->tasks[task->mm >= 0 && (size_t)task->mm < tree->task_count ? (size_t)task->mm : (size_t)(task - tree->tasks)];
@@ -338,13 +338,23 @@ static enum step flight_step(struct flight *flight, int status, struct user_regs
     return error ? FAILED : GO_ON;
 }
 
+/* The stop usually comes before a sleeping processor would even have been woken again: look for a while, then sleep. */
+static int wait_stop(pid_t tid, int *ret_status) {
+    uint64_t until = now_ns() + SPIN_NS;
+    int got;
+    do
+        got = sys_wait(tid, ret_status, WNOHANG);
+    while (got == 0 && now_ns() < until);
+    return got ? got : sys_wait(tid, ret_status, 0);
+}
+
 int flight_wait(ckpt_tree *tree, struct flight *flight, int64_t *ret_value) {
     struct thread *thread = tree_thread(tree, flight->tid);
     struct user_regs_struct regs = {0};
     int status, error = 0;
     enum step step;
     do {
-        int got = sys_wait(flight->tid, &status, 0);
+        int got = wait_stop(flight->tid, &status);
         if (got < 0 || WIFEXITED(status) || WIFSIGNALED(status)) {
             thread->state = THREAD_GONE;
             return 1;
@@ -380,7 +390,8 @@ int stub_call(ckpt_tree *tree, struct task *task, struct thread *thread, ckpt_ad
     regs.orig_rax = (uint64_t)NOT_CALLED;
     regs.rdi = arg[0], regs.rsi = arg[1], regs.rdx = arg[2], regs.r10 = arg[3], regs.r8 = arg[4], regs.r9 = arg[5];
     error = write_all(tree, owner, owner->bridge.tail, &tail, sizeof tail);
-    ckpt_mark("inject");
+    if (!error)
+        error = ckpt_mark("inject");
     if (!error)
         error = flight_start(tree, &flight, &regs);
     if (!error)
