@@ -6,15 +6,17 @@ import array
 import ctypes
 import fcntl
 import os
+import resource
 import select
 import socket
 import struct
 import termios
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ckpt.kinds.base import FdKind, RawDescriptor, Work, fd_kinds
+from ckpt.kinds.base import Answer, FdKind, RawDescriptor, RawTask, TaskKind, Work, fd_kinds
 from ckpt.kinds.fd import sockets
 from ckpt.model import Arg, OpenFile, RemoteCall
 from ckpt.procfs import parse_fdinfo
@@ -70,6 +72,25 @@ def look(fd: int, identity: int = 0, watched: dict[int, int] | None = None) -> R
 def capture(fd: int, identity: int = 0, watched: dict[int, int] | None = None) -> OpenFile:
     raw = look(fd, identity, watched)
     return kind_of(raw).parse(raw)
+
+
+def ask(kind: TaskKind) -> RawTask:
+    """This thread's answers to a kind's questions, and the files that it wants."""
+    answers = []
+    for question in kind.questions:
+        room = ctypes.create_string_buffer(max(question.answer_size, 1))
+        args: list[object] = [ctypes.c_uint64(number & (2**64 - 1)) for number in question.args]
+        if question.answer_arg < 6:
+            args[question.answer_arg] = ctypes.c_void_p(ctypes.addressof(room))
+        ctypes.set_errno(0)
+        got = int(_LIBC.syscall(ctypes.c_long(question.nr), *args))
+        got = -ctypes.get_errno() if got == -1 and ctypes.get_errno() else got
+        answers.append(Answer(got, room.raw[: question.answer_size]))
+    files = {name: Path(f"/proc/thread-self/{name}" if kind.per_thread else f"/proc/self/{name}").read_bytes() for name in kind.proc_files}
+    limits = tuple((soft & (2**64 - 1), hard & (2**64 - 1)) for soft, hard in map(resource.getrlimit, range(16)))
+    head = (ctypes.c_uint64 * 2)()
+    _LIBC.syscall(ctypes.c_long(274), 0, ctypes.byref(head), ctypes.byref(head, 8))
+    return RawTask(os.getpid(), threading.get_native_id(), files, answers, limits, {"robust": bytes(head)})
 
 
 def kind_of(raw: RawDescriptor) -> FdKind:
