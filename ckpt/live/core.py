@@ -39,8 +39,10 @@ FEATURES: tuple[str, ...] = (
 
 
 def mark(phase: str) -> None:
-    """A named point of the flow; does nothing (tests interpose it to fail or kill here)."""
-    lib.ckpt_mark(phase.encode())
+    """A named point of the flow; does nothing (tests interpose it to kill here, or to fail: CkptError)."""
+    code = lib.ckpt_mark(phase.encode())
+    if code < 0:
+        raise CkptError(f"after {phase}: {os.strerror(-code)}")
 
 
 def probe() -> dict[str, int]:
