@@ -71,8 +71,8 @@ def heading(name: str, rest: str = "") -> None:
 
 
 def table(*columns: str | None, widths: Mapping[str, int] | None = None) -> Table:
-    """An open table: a head, one rule below it, no lines. A column that ends in ">" is set right, one in "*" gives way where
-    the terminal is too narrow; the others are never cut. None stands for no column."""
+    """An open table: a head, one rule below it, no lines. A column that ends in ">" is set right, one in "*" is
+    wrapped where the terminal is too narrow; nothing is ever cut. None stands for no column."""
     from rich import box
     from rich.table import Table
 
@@ -90,7 +90,9 @@ def table(*columns: str | None, widths: Mapping[str, int] | None = None) -> Tabl
             least = max(len(name), (widths or {}).get(column, 0))
             gives_way = column.endswith("*")
             justify: Literal["left", "right"] = "right" if column.endswith(">") else "left"
-            drawn.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis", min_width=None if gives_way else least)
+            drawn.add_column(
+                name, justify=justify, no_wrap=not gives_way, overflow="fold", min_width=min(least, 12) if gives_way else least
+            )
     return drawn
 
 
@@ -102,10 +104,16 @@ def row(drawn: Table, *cells: object, style: str | None = None) -> None:
 
 
 def show(drawn: Table) -> None:
+    """Prints it. Columns that do not give way keep their width; where even that is too much, the lines are longer than the terminal."""
+    printer = console()
+    needed = 0
     for column in drawn.columns:
-        if column.min_width is not None:
-            column.min_width = max([column.min_width, *(len(str(cell)) for cell in column.cells)])
-    console().print(drawn)
+        if column.no_wrap:
+            column.min_width = max([column.min_width or 0, *(len(str(cell)) for cell in column.cells)])
+        needed += (column.min_width or 0) + drawn.padding[1] + 1
+    if needed > printer.width:
+        printer.width = needed
+    printer.print(drawn)
 
 
 def facts(pairs: Sequence[tuple[str, object]], *, indent: int = 0) -> None:

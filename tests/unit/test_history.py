@@ -10,7 +10,7 @@ import pytest
 
 from ckpt.errors import CkptError, DamagedError, NotFoundError, UsageError
 from ckpt.history import analysis, upkeep
-from ckpt.history.open import Mode, default_path, open_store, translated
+from ckpt.history.open import History, Mode, default_path, open_store, translated
 from ckpt.history.runs import pack
 from ckpt.model import PAGE, Content, PageRun
 from store import StoreError
@@ -73,10 +73,15 @@ def test_rows(filled: Path) -> None:
 def test_left_without_commit_nothing_is_there(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     histories.fill(path)
-    with open_store(path, Mode.WRITE) as history:
-        with pytest.raises(RuntimeError), history.begin(5) as recording:
+
+    def abandon(history: History) -> None:
+        with history.begin(5) as recording:
             recording.add(0, pack([(HEAP, 1, 0)]), page("lost"))
             raise RuntimeError
+
+    with open_store(path, Mode.WRITE) as history:
+        with pytest.raises(RuntimeError):
+            abandon(history)
         assert [item.number for item in history.generations()] == [1, 2, 3, 4, 5]
 
 
