@@ -23,7 +23,6 @@ from ckpt.history.open import Generation, History, Mode, open_store
 from ckpt.live import act, core, journal, objects, runtime, track
 from ckpt.live.capture import capture_layout
 from ckpt.live.execute import Executor, Unchanged, disturbed
-from ckpt.live.preflight import preflight
 from ckpt.model import PidRef, Plan, Snapshot, Task
 from ckpt.ops.snapshot import Clock, find_baseline
 from ckpt.plan import FileIdentity, paths_of, plan
@@ -149,8 +148,6 @@ class _Run:
         return Result(self.generation.number, self.ref.pid, made, 0, self._spent(), 0, 0, 0, _threads(made, self.wanted), made.warnings, ())
 
     def run(self) -> Result:
-        if self.unfinished is None:
-            preflight(self.tree)
         armed = track.arm(self.tree, "auto", self.baseline.seats)
         seats = {seat.pid: seat.fd for seat in armed.seats}
         made = self._plan(capture_layout(self.tree, self.wanted), seats)
