@@ -18,6 +18,7 @@ from ckpt.live import core, records
 from ckpt.live.doctor import machine
 from ckpt.live.preflight import recognise, refusal
 from ckpt.live.records import RawCapture, RawFd, RawProcess, RawThread
+from ckpt.live.runtime import TrackerSeat
 from ckpt.live.spaces import Spaces
 from ckpt.model import (
     Action,
@@ -77,17 +78,27 @@ class Capture:
         return Parser(raw, spaces).snapshot(self.tree.pid, self.taken_at)
 
 
-def capture_layout(tree: core.Tree, parent: Snapshot | None, *, questions: bool = True) -> Snapshot:
-    """The tree without its pages: inside the caller's freeze, or in a short one of its own (some 200 us).
+class Layout:
+    """The tree without its pages: inside the caller's freeze, or in a short one of its own (some 200 us). Prepared once,
+    taken as often as wanted; the sink is the caller's.
 
-    `parent`: the generation whose numbers of spaces are to be kept. `questions` False: inject nothing.
+    `parent`: the generation whose numbers of spaces are to be kept. `seats`: the tracker's descriptors, which are left out.
     """
-    owners = {thread.mm: thread.pid for thread in reversed(tree.threads())}
-    tracks = [core.Track(pid, core.NONE, -1, 0, fresh=False) for _mm, pid in sorted(owners.items())]
-    capture = Capture(tree, tracks, no_inject=not questions)
-    with core.Sink(256, "/tmp") as sink:
-        capture.run(sink)
-        return capture.parse(sink, Spaces(tree.threads(), parent))
+
+    def __init__(self, tree: core.Tree, parent: Snapshot | None, seats: Sequence[TrackerSeat], sink: core.Sink) -> None:
+        self.tree, self.parent, self.sink = tree, parent, sink
+        at = {seat.pid: seat for seat in seats}
+        owners = {thread.mm: thread.pid for thread in reversed(tree.threads())}
+        tracks = [
+            core.Track(pid, core.NONE, at[pid].fd if pid in at else -1, at[pid].ino if pid in at else 0, fresh=False)
+            for _mm, pid in sorted(owners.items())
+        ]
+        self.capture = Capture(tree, tracks)
+
+    def take(self) -> Snapshot:
+        self.sink.reset()
+        self.capture.run(self.sink)
+        return self.capture.parse(self.sink, Spaces(self.tree.threads(), self.parent))
 
 
 class Parser:

@@ -21,7 +21,7 @@ from typing import Any
 from ckpt.errors import CkptError, NotFoundError, RefusedError
 from ckpt.history.open import Generation, History, Mode, open_store
 from ckpt.live import act, core, journal, objects, runtime, track
-from ckpt.live.capture import capture_layout
+from ckpt.live.capture import Layout
 from ckpt.live.execute import Executor, Unchanged, disturbed
 from ckpt.model import PidRef, Plan, Snapshot, Task
 from ckpt.ops.snapshot import Clock, find_baseline
@@ -29,6 +29,7 @@ from ckpt.plan import FileIdentity, paths_of, plan
 from ckpt.plan.pages import PageWork, Span, as_runs, page_work, private_ranges, subtract, total
 from ckpt.procfs import parse_stat
 
+SINK_PAGES = 256  #: for contents of pipes and the like; runs and records have room of their own
 PREFETCH_PAGES = 65536  #: 256 MiB held in memory before the freeze; more is read from the store while the target is stopped
 WRITE_PIECE = 256  #: pages of zeros written at once
 NR_MMAP = 9
@@ -144,25 +145,28 @@ class _Run:
 
     def look(self) -> Result:
         """--dry-run: the plan, nothing touched."""
-        made = self._plan(capture_layout(self.tree, self.wanted), {seat.pid: seat.fd for seat in self.baseline.seats})
+        with core.Sink(SINK_PAGES, "/tmp") as sink:
+            now = Layout(self.tree, self.wanted, self.baseline.seats, sink).take()
+        made = self._plan(now, {seat.pid: seat.fd for seat in self.baseline.seats})
         return Result(self.generation.number, self.ref.pid, made, 0, self._spent(), 0, 0, 0, _threads(made, self.wanted), made.warnings, ())
 
     def run(self) -> Result:
         armed = track.arm(self.tree, "auto", self.baseline.seats)
         seats = {seat.pid: seat.fd for seat in armed.seats}
-        made = self._plan(capture_layout(self.tree, self.wanted), seats)
-        self._refuse(made)
-        self.clock.lap("planned")
-        self.progress("fetching pages")
-        with core.Sink(64, "/tmp") as sink:
+        with core.Sink(SINK_PAGES, "/tmp") as sink:
+            layout = Layout(self.tree, self.wanted, armed.seats, sink)
+            made = self._plan(layout.take(), seats)
+            self._refuse(made)
+            self.clock.lap("planned")
+            self.progress("fetching pages")
             memories = self._prefetch(armed, made, sink)
             held = objects.fetch(self.wanted.objects, self.source)
             record = runtime.Record(self.incarnation, self.generation.lineage, seats=armed.seats)
             runtime.save(self.ref, record)
             self.clock.lap("prefetched")
             with _quiet():
-                made, executor, stop_ns = self._frozen(seats, memories, held, sink)
-        runtime.save(self.ref, replace(record, store=self.history.uuid, generation=self.generation.number))
+                made, executor, stop_ns = self._frozen(layout, seats, memories, held)
+        runtime.save(self.ref, replace(record, store=self.history.store.uuid, generation=self.generation.number))
         self.clock.lap("recorded")
         upset = tuple(line for task in self.wanted.tasks for line in disturbed(task))
         return Result(
@@ -240,13 +244,13 @@ class _Run:
     # ---- while it is frozen ----
 
     def _frozen(
-        self, seats: dict[int, int], memories: Sequence[_Memory], held: objects.Contents, sink: core.Sink
+        self, layout: Layout, seats: dict[int, int], memories: Sequence[_Memory], held: objects.Contents
     ) -> tuple[Plan, Executor, int]:
         begin = time.monotonic_ns()
         stopped = self.unfinished is None and _stopped(self.wanted.tasks)
         self.tree.freeze()
         self.clock.lap("frozen")
-        now = capture_layout(self.tree, self.wanted)
+        now = layout.take()
         self.clock.lap("captured")
         made = self._plan(now, seats)
         self._refuse(made)
@@ -256,7 +260,7 @@ class _Run:
         journal.save(self.ref, note)
         self.clock.lap("journaled")
         try:
-            self._change(executor, memories, held, sink)
+            self._change(executor, memories, held, layout.sink)
         except Unchanged as error:
             executor.abandon()
             if self.unfinished is None:
