@@ -1,0 +1,255 @@
+/* frozen.c: a whole memory in the frozen window: scan, then copy; by one thread or two.
+ *
+ * The mappings are cut into pieces (a piece lies in one mapping and is dense or not, see scan.c); with two threads the
+ * address space is split where half of the expected work lies, each scans its side into a list of its own, and the two
+ * lists one after the other are the answer. Copying starts when both are done, because the sink is one stream.
+ *
+ * Invariants
+ *  1. The runs of a space reach the sink complete and sorted, then the bytes of its DATA runs, then (paranoid) the SAME
+ *     runs again as a list of their own with their bytes.
+ *  2. Only ioctls and reads happen in the second thread.
+ */
+#include "scan.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+
+int scan_open(const struct task *task, const struct ckpt_track *track, bool protect, struct scan *ret_scan) {
+    int pagemap = sys_openat(task->dir, "pagemap", O_RDONLY);
+    if (pagemap < 0)
+        return pagemap;
+    bool tracked = track && track->tracker == CKPT_TRACK_UFFD;
+    *ret_scan = (struct scan){.pid = task->pid, .pagemap = pagemap, .uffd = tracked ? task->uffd : -1, .tracked = tracked,
+                              .protect = tracked && protect};
+    return 0;
+}
+
+/* ---- pieces ---- */
+
+struct cutter {
+    struct scan_memory *memory;
+    size_t count;
+};
+
+static int cut(struct cutter *cutter, const struct map_line *line, enum ckpt_range_kind kind, ckpt_addr_t start, ckpt_addr_t end, bool dense) {
+    struct scan_memory *memory = cutter->memory;
+    if (start >= end)
+        return 0;
+    if (cutter->count == memory->piece_cap) {
+        struct piece *grown = reallocarray(memory->pieces, memory->piece_cap * 2, sizeof *grown);
+        if (!grown)
+            return -ENOMEM;
+        memory->pieces = grown;
+        memory->piece_cap *= 2;
+    }
+    memory->pieces[cutter->count++] = (struct piece){.start = start, .end = end, .line = line, .kind = (uint32_t)kind, .dense = dense};
+    return 0;
+}
+
+/* One mapping; *hint is the first hint that does not end before it. */
+static int cut_line(struct cutter *cutter, const struct map_line *line, const struct scan_hints *hints, size_t *hint) {
+    enum ckpt_range_kind kind = maps_kind(line);
+    if (kind == CKPT_RANGE_SKIP)
+        return 0;
+    ckpt_addr_t at = line->start;
+    int error = 0;
+    while (*hint < hints->count && hints->at[*hint].end <= at)
+        ++*hint;
+    for (size_t i = *hint; kind == CKPT_RANGE_ANON && !error && i < hints->count && hints->at[i].start < line->end; i++) {
+        ckpt_addr_t start = hints->at[i].start > at ? hints->at[i].start : at;
+        ckpt_addr_t end = hints->at[i].end < line->end ? hints->at[i].end : line->end;
+        error = cut(cutter, line, kind, at, start, false);
+        if (!error)
+            error = cut(cutter, line, kind, start, end, true);
+        at = end;
+    }
+    return error ? error : cut(cutter, line, kind, at, line->end, false);
+}
+
+/* ---- two sides ---- */
+
+struct side {
+    struct scan scan;
+    const struct piece *pieces;
+    size_t count;
+    enum ckpt_tracker tracker;
+};
+
+static int scan_one(struct side *side, const struct piece *piece) {
+    if (side->tracker == CKPT_TRACK_SOFT_DIRTY)
+        return softdirty_look(&side->scan, piece, true);
+    int error = scan_piece(&side->scan, piece);
+    if (error == -ENOTTY && side->tracker == CKPT_TRACK_COMPARE) /* a kernel without PAGEMAP_SCAN */
+        error = softdirty_look(&side->scan, piece, false);
+    return error;
+}
+
+static void scan_side(void *argument) {
+    struct side *side = argument;
+    for (size_t i = 0; i < side->count && !side->scan.error; i++)
+        side->scan.error = scan_one(side, &side->pieces[i]);
+}
+
+/* A sparse piece costs by its populated pages, which nobody knows yet: the largest reservations count as 256 MiB. */
+static uint64_t weight(const struct piece *piece) {
+    uint64_t pages = (piece->end - piece->start) / CKPT_PAGE;
+    return piece->dense || pages < 65536 ? pages : 65536;
+}
+
+/* Index of the first piece of the second side; a dense piece in the middle is cut in two. */
+static int split(struct cutter *cutter, size_t *ret_second) {
+    struct scan_memory *memory = cutter->memory;
+    uint64_t total = 0, sum = 0;
+    *ret_second = cutter->count;
+    for (size_t i = 0; i < cutter->count; i++)
+        total += weight(&memory->pieces[i]);
+    if (total < SCAN_PAIR_PAGES)
+        return 0;
+    for (size_t i = 0; i < cutter->count; i++) {
+        uint64_t pages = weight(&memory->pieces[i]);
+        if (sum + pages <= total / 2) {
+            sum += pages;
+            continue;
+        }
+        struct piece piece = memory->pieces[i];
+        uint64_t first = (piece.end - piece.start) / CKPT_PAGE * (total / 2 - sum) / pages;
+        ckpt_addr_t middle = (piece.start + first * CKPT_PAGE) & ~(ckpt_addr_t)0x1fffff; /* a page table is not shared */
+        *ret_second = i;
+        if (middle <= piece.start || middle >= piece.end)
+            return 0;
+        int error = cut(cutter, piece.line, (enum ckpt_range_kind)piece.kind, middle, piece.end, piece.dense);
+        if (error)
+            return error;
+        for (size_t k = cutter->count - 1; k > i + 1; k--)
+            memory->pieces[k] = memory->pieces[k - 1];
+        memory->pieces[i + 1] = (struct piece){middle, piece.end, piece.line, piece.kind, piece.dense};
+        memory->pieces[i].end = middle;
+        *ret_second = i + 1;
+        return 0;
+    }
+    return 0;
+}
+
+static int run_sides(ckpt_tree *tree, struct task *task, struct scan scan, enum ckpt_tracker tracker, struct cutter *cutter) {
+    struct scan_memory *memory = cutter->memory;
+    size_t second = cutter->count;
+    int error = memory->helper ? split(cutter, &second) : 0;
+    if (error)
+        return tree_fail(tree, error, "scan", task->pid, 0, -1, 0, NULL);
+    struct side sides[2];
+    for (int i = 0; i < 2; i++) {
+        memory->runs[i].count = 0;
+        sides[i] = (struct side){.scan = scan, .tracker = tracker, .pieces = memory->pieces + (i ? second : 0),
+                                 .count = i ? cutter->count - second : second};
+        sides[i].scan.regions = memory->regions[i];
+        sides[i].scan.out = &memory->runs[i];
+    }
+    if (sides[1].count)
+        helper_run(memory->helper, scan_side, &sides[1]);
+    scan_side(&sides[0]);
+    if (sides[1].count)
+        helper_wait(memory->helper);
+    const struct scan *bad = sides[0].scan.error ? &sides[0].scan : &sides[1].scan;
+    return bad->error ? tree_fail(tree, bad->error, "scan", task->pid, 0, -1, bad->at, NULL) : 0;
+}
+
+/* A fresh track whose descriptor may be older than the generation that it is to start: no page counts as unwritten. */
+static void reset_all(const struct task *task, struct scan_layout layout, struct scan_hints *hints) {
+    for (size_t i = 0; i < layout.count; i++)
+        if (maps_kind(&layout.lines[i]) != CKPT_RANGE_SKIP)
+            uffd_reset(task->uffd, layout.lines[i].start, layout.lines[i].end);
+    hints->reset = true;
+}
+
+int scan_frozen(ckpt_tree *tree, struct task *task, const struct ckpt_track *track, struct scan_layout layout, bool protect,
+                struct scan_memory *memory) {
+    struct scan_hints *hints = scan_hints_of(memory, task->pid);
+    struct scan scan;
+    struct cutter cutter = {.memory = memory};
+    int error = hints ? scan_open(task, track, protect, &scan) : -ENOMEM;
+    if (error)
+        return tree_fail(tree, error, "scan", task->pid, 0, -1, 0, "pagemap");
+    if (scan.protect && track->fresh && !hints->reset)
+        reset_all(task, layout, hints);
+    size_t hint = 0;
+    for (size_t i = 0; i < layout.count && !error; i++)
+        error = cut_line(&cutter, &layout.lines[i], hints, &hint);
+    enum ckpt_tracker tracker = track ? (enum ckpt_tracker)track->tracker : CKPT_TRACK_COMPARE;
+    error = error ? tree_fail(tree, error, "scan", task->pid, 0, -1, 0, NULL) : run_sides(tree, task, scan, tracker, &cutter);
+    close(scan.pagemap);
+    if (!error && tracker == CKPT_TRACK_SOFT_DIRTY && protect && (error = softdirty_clear(task)))
+        return tree_fail(tree, error, "scan", task->pid, 0, -1, 0, "clear_refs");
+    return error;
+}
+
+/* ---- into the sink ---- */
+
+static int put_runs(ckpt_sink *sink, const struct run_list *lists, bool same_as_data) {
+    int error = 0;
+    for (int i = 0; i < 2; i++)
+        for (size_t k = 0; k < lists[i].count && !error; k++) {
+            const struct ckpt_run *run = &lists[i].at[k];
+            if (!same_as_data)
+                error = sink_run(sink, run->page, run->count, (enum ckpt_content)run->content);
+            else if (run->content == CKPT_SAME)
+                error = sink_run(sink, run->page, run->count, CKPT_DATA);
+        }
+    return error;
+}
+
+static int copy_content(ckpt_tree *tree, struct task *task, struct scan_memory *memory, enum ckpt_content content, ckpt_sink *sink) {
+    ckpt_addr_t at;
+    _cleanup_close_ int mem = sys_openat(task->dir, "mem", O_RDONLY);
+    if (mem < 0)
+        return tree_fail(tree, mem, "read pages", task->pid, 0, -1, 0, "mem");
+    struct copy_from from = {.pid = task->pid, .mem = mem, .lists = memory->runs, .list_count = 2, .content = content};
+    int error = copy_all(&from, memory->helper, sink, &at);
+    return error ? tree_fail(tree, error, "read pages", task->pid, 0, -1, at, NULL) : 0;
+}
+
+int scan_and_copy(ckpt_tree *tree, struct task *task, const struct ckpt_track *track, const struct map_line *lines, size_t count,
+                  const struct ckpt_capture_options *options, ckpt_sink *sink, struct ckpt_timing *timing) {
+    struct scan_memory *memory;
+    if (track && track->tracker == CKPT_TRACK_NONE)
+        return 0;
+    int error = scan_memory_get(tree, options->scan_threads > 1, &memory);
+    if (error)
+        return tree_fail(tree, error, "scan", task->pid, 0, -1, 0, NULL);
+    uint64_t begin = now_ns();
+    error = scan_frozen(tree, task, track, (struct scan_layout){lines, count}, true, memory);
+    uint64_t scanned = now_ns();
+    if (!error && ((error = sink_space(sink, task->mm)) || (error = put_runs(sink, memory->runs, false))))
+        error = tree_fail(tree, error, "scan", task->pid, 0, -1, 0, "runs");
+    if (!error)
+        error = copy_content(tree, task, memory, CKPT_DATA, sink);
+    timing->scan += scanned - begin;
+    timing->copy += now_ns() - scanned;
+    if (!error && options->paranoid) {
+        if ((error = sink_paranoid(sink)) || (error = put_runs(sink, memory->runs, true)))
+            error = tree_fail(tree, error, "scan", task->pid, 0, -1, 0, "runs");
+        else
+            error = copy_content(tree, task, memory, CKPT_SAME, sink);
+    }
+    helper_rest(memory->helper);
+    return error;
+}
+
+int ckpt_pages_scan(ckpt_tree *tree, const struct ckpt_track *track, int protect, ckpt_sink *sink) {
+    struct scan_memory *memory;
+    _cleanup_free_ struct map_line *lines = NULL;
+    size_t count;
+    tree_fault_clear(tree);
+    struct task *task = tree_task(tree, track->pid);
+    if (!task)
+        return tree_fail(tree, -ESRCH, "scan", track->pid, 0, -1, 0, NULL);
+    int error = scan_memory_get(tree, false, &memory);
+    if (error)
+        return tree_fail(tree, error, "scan", task->pid, 0, -1, 0, NULL);
+    error = layout_read(tree, task, &lines, &count);
+    if (!error)
+        error = scan_frozen(tree, task, track, (struct scan_layout){lines, count}, protect, memory);
+    helper_rest(memory->helper);
+    if (!error && ((error = sink_space(sink, task->mm)) || (error = put_runs(sink, memory->runs, false))))
+        error = tree_fail(tree, error, "scan", task->pid, 0, -1, 0, "runs");
+    return error;
+}

@@ -1,0 +1,123 @@
+/* scan.h: what the files that find and read pages share. See scan.c for the method and its invariants. */
+#ifndef CKPT_SCAN_H
+#define CKPT_SCAN_H
+
+#include "internal.h"
+
+enum {
+    SCAN_REGIONS = 1024,      /* struct page_region per PAGEMAP_SCAN call: 24 KiB, stays in the cache */
+    SCAN_DENSE_PAGES = 512,   /* a stretch with no hole that is at least so long is worth the fast path */
+    SCAN_LOOK_AGAIN = 8,      /* a written stretch of a dense range that is at least so long may be a hole: look again */
+    SCAN_PAIR_PAGES = 16384,  /* below this many pages a second scanning thread costs more than it brings */
+    COPY_PAIR_PAGES = 192,    /* the same for a second copying thread */
+};
+
+/* A growing array of runs; neighbours of equal content are merged. */
+struct run_list {
+    struct ckpt_run *at;
+    size_t count, cap;
+};
+int run_list_reserve(struct run_list *list, size_t cap); /* touches the memory, so that the frozen window need not */
+int run_list_add(struct run_list *list, uint64_t page, uint64_t count, enum ckpt_content content);
+
+/* A second thread that is there before the freeze and ends with the tree. It never calls ptrace. */
+struct helper;
+int helper_new(struct helper **ret_helper);
+void helper_free(struct helper *helper);
+/* Runs work(argument) there; the scheduling policy of the caller is lent to it until helper_rest(). */
+void helper_run(struct helper *helper, void (*work)(void *), void *argument);
+void helper_wait(struct helper *helper);
+void helper_rest(struct helper *helper);
+
+/* Stretches without a hole, as the last look at the running target saw them; sorted. Hints: being out of date costs
+ * time, never correctness (scan.c, invariant 3). */
+struct scan_hints {
+    pid_t pid;
+    bool reset; /* a fresh track's protection was dropped already */
+    struct ckpt_range *at;
+    size_t count, cap;
+};
+
+/* A part of a mapping, scanned by one of the two methods. */
+struct piece {
+    ckpt_addr_t start, end;
+    const struct map_line *line;
+    uint32_t kind; /* enum ckpt_range_kind */
+    bool dense;
+};
+
+/* Kept between calls; owned by the tree. */
+struct scan_memory {
+    struct scan_hints *hints;
+    size_t hint_count, hint_cap;
+    struct piece *pieces;
+    size_t piece_cap;
+    struct run_list runs[2];
+    struct page_region *regions[2];
+    struct helper *helper; /* NULL until two threads are wanted */
+};
+int scan_memory_get(ckpt_tree *tree, bool pair, struct scan_memory **ret_memory);
+struct scan_hints *scan_hints_of(struct scan_memory *memory, pid_t pid); /* NULL = no memory */
+int scan_hints_add(struct scan_hints *hints, ckpt_addr_t start, ckpt_addr_t end);
+
+/* One pass over ranges of one memory by one thread. */
+struct scan {
+    pid_t pid;
+    int pagemap; /* opened anew for each pass: one from before an exec silently reports nothing */
+    int uffd;    /* or -1 */
+    bool tracked;     /* by userfaultfd; else everything populated is DATA */
+    bool protect;     /* consume: what is reported is write-protected by the same walk */
+    bool running;     /* pre-copy: only what is written, and at most max_pages of it */
+    bool no_guard;    /* kernel before 6.16: there is no category for guard pages */
+    uint64_t max_pages;
+    struct page_region *regions;
+    struct run_list *out;
+    int error;
+    ckpt_addr_t at; /* where error was met; running: where the walk ended */
+};
+/* Appends the runs of one piece. -EPERM never comes out: such mappings are registered, or read whole. */
+int scan_piece(struct scan *scan, const struct piece *piece);
+/* Look only, every category: nothing is protected. everything: all that is populated is DATA. */
+int scan_look(struct scan *scan, ckpt_addr_t start, ckpt_addr_t end, enum ckpt_range_kind kind, bool everything);
+/* Running: what was written in a range, protected as it is reported; stops at max_pages, *ret_end = where. */
+int scan_written(struct scan *scan, ckpt_addr_t start, ckpt_addr_t end, enum ckpt_range_kind kind, ckpt_addr_t *ret_end);
+
+/* register.c */
+int uffd_register(int uffd, ckpt_addr_t start, ckpt_addr_t end);
+int uffd_unprotect(int uffd, ckpt_addr_t start, ckpt_addr_t end);
+/* Drops the protection of a range that is ours: everything in it counts as written. */
+int uffd_reset(int uffd, ckpt_addr_t start, ckpt_addr_t end);
+
+/* softdirty.c */
+int softdirty_look(struct scan *scan, const struct piece *piece, bool by_bit);
+int softdirty_clear(const struct task *task);
+
+/* frozen.c */
+struct scan_layout {
+    const struct map_line *lines;
+    size_t count;
+};
+int scan_open(const struct task *task, const struct ckpt_track *track, bool protect, struct scan *ret_scan);
+/* Runs of the whole memory, in order: memory->runs[0], then memory->runs[1]. */
+int scan_frozen(ckpt_tree *tree, struct task *task, const struct ckpt_track *track, struct scan_layout layout, bool protect,
+                struct scan_memory *memory);
+
+/* copy.c */
+struct copy_from {
+    pid_t pid;
+    int mem; /* /proc/PID/mem, for what process_vm_readv refuses */
+    const struct run_list *lists; /* read in order; runs that are not `content` are passed over */
+    size_t list_count;
+    enum ckpt_content content;
+    size_t list, run; /* where it stands */
+    uint64_t page;    /* inside the run */
+};
+/* Copies everything that is left into the sink. Returns 0 or a negative errno with *ret_at = the page that failed. */
+int copy_all(struct copy_from *from, struct helper *helper, ckpt_sink *sink, ckpt_addr_t *ret_at);
+/* Reads count pages into buffer; how many came before one that cannot be read, or a negative errno. */
+ssize_t copy_pages(struct copy_from *from, uint8_t *buffer, size_t count, ckpt_addr_t *ret_at);
+
+/* layout.c */
+int layout_read(ckpt_tree *tree, struct task *task, struct map_line **ret_lines, size_t *ret_count);
+
+#endif
