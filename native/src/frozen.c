@@ -19,7 +19,7 @@ int scan_open(const struct task *task, const struct ckpt_track *track, bool prot
     if (pagemap < 0)
         return pagemap;
     bool tracked = track && track->tracker == CKPT_TRACK_UFFD;
-    *ret_scan = (struct scan){.pid = task->pid, .pagemap = pagemap, .uffd = tracked ? task->uffd : -1, .tracked = tracked,
+    *ret_scan = (struct scan){.dir = task->dir, .pagemap = pagemap, .uffd = tracked ? task->uffd : -1, .tracked = tracked,
                               .protect = tracked && protect};
     return 0;
 }

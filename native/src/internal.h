@@ -71,6 +71,7 @@ struct ckpt_tree {
     int saved_policy, saved_priority; /* the caller's scheduling, put back at thaw; policy -1 = unchanged */
     int saved_slack;                  /* its timer slack in ns; 0 = unchanged */
     char *text;              /* one buffer for reading /proc, TEXT_BYTES, touched ahead, reused */
+    struct scan_memory *scan; /* kept between scans (runs.c); NULL until something is scanned */
     struct ckpt_fault fault;
 };
 
@@ -188,7 +189,11 @@ int32_t sink_next_object(ckpt_sink *sink);
 /* The sink closes fd at its next reset. */
 int sink_keep_fd(ckpt_sink *sink, int fd);
 
-/* scan.c, copy.c: one memory, frozen */
+/* runs.c: buffers and the second thread, made before the freeze (threads: scan_threads); without it the first scan makes them */
+int scan_prepare(ckpt_tree *tree, uint32_t threads);
+void scan_memory_free(struct scan_memory *memory);
+
+/* frozen.c: one memory, frozen. track NULL = not listed: everything populated is DATA */
 int scan_and_copy(ckpt_tree *tree, struct task *task, const struct ckpt_track *track, const struct map_line *lines, size_t count,
                   const struct ckpt_capture_options *options, ckpt_sink *sink, struct ckpt_timing *timing);
 

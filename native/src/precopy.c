@@ -20,7 +20,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 
-enum { ROUND_PAGES = 1 << 16 }; /* written pages taken by one call of the kernel */
+enum { ROUND_PAGES = 1 << 16, TRIES = 1000 }; /* written pages taken by one call of the kernel */
 
 /* ---- counting, and where it is dense ---- */
 
@@ -169,8 +169,13 @@ static int round_line(struct round *round, const struct map_line *line, ckpt_add
         scan->max_pages = room < ROUND_PAGES ? room : ROUND_PAGES;
         scan->out->count = 0;
         int error = scan_written(scan, at, line->end, maps_kind(line), &at);
-        if (error == -EPERM)
-            return 0; /* replaced since it was registered: the next round, or the freeze */
+        /* Not registered, or a part of it was replaced: what the walk protected before it came there is lost, so all of
+         * it must count as written. If that happens again and again, the program is at work there: try until it rests. */
+        for (int tries = 0; error == -EPERM && tries < TRIES; tries++) {
+            if (uffd_reset(scan->uffd, line->start, line->end))
+                return 0; /* not ours to track, or gone: the freeze sees */
+            error = scan_written(scan, at, line->end, maps_kind(line), &at);
+        }
         if (!error)
             error = bring_all(round, mem, sink);
         if (error)
@@ -186,9 +191,7 @@ static int round_lines(struct round *round, int mem, ckpt_sink *sink, uint64_t *
         const struct map_line *line = &round->lines[i];
         if (maps_kind(line) == CKPT_RANGE_SKIP || line->end <= *cursor)
             continue;
-        int full = 0;
-        if (uffd_register(round->scan.uffd, line->start, line->end) == 0)
-            full = round_line(round, line, *cursor > line->start ? *cursor : line->start, mem, sink, total, cursor);
+        int full = round_line(round, line, *cursor > line->start ? *cursor : line->start, mem, sink, total, cursor);
         if (full)
             return full < 0 ? full : 0;
     }

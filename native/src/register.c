@@ -3,8 +3,10 @@
  * Facts of the kernel that this rests on (fs/userfaultfd.c, mm/userfaultfd.c)
  *  1. Registering a range again that is registered already with the same descriptor changes nothing in it.
  *  2. A mapping that belongs to another userfaultfd gives EBUSY; one that cannot be tracked (vdso, io_uring) EINVAL.
- *  3. Unregistering drops the write-protection of the whole range; so does closing the last descriptor.
- *  4. UFFDIO_WRITEPROTECT without the WP mode removes a write-protect marker (an entry without a page) altogether.
+ *  3. A mapping that mremap() has moved is no longer registered, but its pages may keep their protection (seen on 6.18):
+ *     registered alone, they would count as unwritten since a generation that never saw them there. Hence uffd_reset().
+ *  4. Unregistering drops the write-protection of the whole range; so does closing the last descriptor.
+ *  5. UFFDIO_WRITEPROTECT without the WP mode removes a write-protect marker (an entry without a page) altogether.
  */
 #include "scan.h"
 #include <errno.h>

@@ -27,7 +27,7 @@
  *     mapping is not registered (EPERM). Markers do not outlive a pass: the copy populates short holes, long ones are
  *     unprotected. A pass that dies in between leaves a baseline that does not match, and the next track is fresh.
  *  4. A mapping that is not registered answers EPERM before anything in it is protected, since a piece lies in one
- *     mapping: it is registered, and all of it counts as written. Where registering fails (EBUSY: the program's own
+ *     mapping: it is registered and what protection it brought along is dropped, so all of it counts as written. Where registering fails (EBUSY: the program's own
  *     userfaultfd; EINVAL) it is read whole, each time, and never protected.
  *  5. Huge PROT_NONE reservations get no markers: outside dense stretches only populated entries are ever protected.
  *
@@ -36,6 +36,7 @@
  */
 #include "scan.h"
 #include <errno.h>
+#include <fcntl.h>
 
 static uint64_t pages_of(uint64_t start, uint64_t end) { return (end - start) / CKPT_PAGE; }
 
@@ -78,32 +79,43 @@ static struct pm_scan_arg question(const struct scan *scan, ckpt_addr_t start, c
 
 /* ---- swapped entries that may be markers ---- */
 
-/* Reads one byte of each page, which populates it; what cannot be read is left as it is. */
-static void populate(const struct scan *scan, ckpt_addr_t start, ckpt_addr_t end) {
-    for (ckpt_addr_t page = start; page < end; page += CKPT_PAGE) {
-        char byte;
-        struct iovec local = {&byte, 1}, remote = {(void *)(uintptr_t)page, 1};
-        sys_vm_readv(scan->pid, &local, 1, &remote, 1);
-    }
+/* Reads one byte of each page, which populates it; through /proc/PID/mem, since the range may be PROT_NONE. Returns
+ * whether the last one could be read: a marker behind the end of a file that became shorter cannot. */
+static bool populate(int mem, ckpt_addr_t start, ckpt_addr_t end) {
+    char byte;
+    ssize_t got = 0;
+    for (ckpt_addr_t page = start; page < end; page += CKPT_PAGE)
+        got = sys_pread(mem, &byte, 1, page);
+    return got == 1;
+}
+
+static int settled(struct scan *scan, int mem, const struct page_region *region, bool everything) {
+    if (!(region->categories & PAGE_IS_SWAPPED))
+        return add(scan, region->start, region->end, everything || (region->categories & PAGE_IS_WRITTEN) ? CKPT_DATA : CKPT_SAME);
+    int error = 0; /* swapped out again since, or a marker without a page */
+    for (ckpt_addr_t page = region->start; page < region->end && !error; page += CKPT_PAGE)
+        if (populate(mem, page, page + CKPT_PAGE))
+            error = add(scan, page, page + CKPT_PAGE, CKPT_DATA);
+    return error;
 }
 
 /* A private file mapping: populated, a marker becomes a page of the file and drops out; a page of ours is PRESENT. */
 static int settle_file(struct scan *scan, ckpt_addr_t start, ckpt_addr_t end, bool everything) {
-    populate(scan, start, end);
+    _cleanup_close_ int mem = sys_openat(scan->dir, "mem", O_RDONLY);
+    if (mem < 0)
+        return mem;
+    populate(mem, start, end);
     struct page_region regions[64];
     struct pm_scan_arg arg = question(scan, start, end, CKPT_RANGE_FILE_PRIVATE, false);
     while (arg.start < end) {
         arg.vec = (uintptr_t)regions;
         arg.vec_len = 64;
         int got = sys_ioctl(scan->pagemap, PAGEMAP_SCAN, &arg);
-        if (got < 0)
-            return got;
-        for (int i = 0; i < got; i++) {
-            bool same = !everything && !(regions[i].categories & (PAGE_IS_WRITTEN | PAGE_IS_SWAPPED));
-            int error = add(scan, regions[i].start, regions[i].end, same ? CKPT_SAME : CKPT_DATA);
-            if (error)
-                return error;
-        }
+        int error = got < 0 ? got : 0;
+        for (int i = 0; i < got && !error; i++)
+            error = settled(scan, mem, &regions[i], everything);
+        if (error)
+            return error;
         arg.start = arg.walk_end;
     }
     return 0;
@@ -213,7 +225,7 @@ int scan_piece(struct scan *scan, const struct piece *piece) {
     enum ckpt_range_kind kind = (enum ckpt_range_kind)piece->kind;
     int error = scan->tracked ? by_method(scan, piece) : full(scan, piece->start, piece->end, kind, false, true);
     if (error == -EPERM) {
-        if (scan->protect && !uffd_register(scan->uffd, piece->line->start, piece->line->end))
+        if (scan->protect && !uffd_reset(scan->uffd, piece->start, piece->end))
             error = full(scan, piece->start, piece->end, kind, true, false);
         else
             error = full(scan, piece->start, piece->end, kind, false, true);

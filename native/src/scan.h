@@ -5,12 +5,19 @@
 #include "internal.h"
 
 enum {
-    SCAN_REGIONS = 1024,      /* struct page_region per PAGEMAP_SCAN call: 24 KiB, stays in the cache */
-    SCAN_DENSE_PAGES = 512,   /* a stretch with no hole that is at least so long is worth the fast path */
-    SCAN_LOOK_AGAIN = 8,      /* a written stretch of a dense range that is at least so long may be a hole: look again */
-    SCAN_PAIR_PAGES = 16384,  /* below this many pages a second scanning thread costs more than it brings */
-    COPY_PAIR_PAGES = 192,    /* the same for a second copying thread */
+    SCAN_REGIONS = 1024,   /* struct page_region per PAGEMAP_SCAN call: 24 KiB, stays in the cache */
+    SCAN_LOOK_AGAIN = 8,   /* a written stretch of a dense range that is at least so long may be a hole: look again */
 };
+/* Thresholds that a build may set otherwise (the oracle of tests/native does, so that small victims reach every path). */
+#ifndef SCAN_DENSE_PAGES
+#define SCAN_DENSE_PAGES 512u /* a stretch with no hole that is at least so long is worth the fast path */
+#endif
+#ifndef SCAN_PAIR_PAGES
+#define SCAN_PAIR_PAGES 16384u /* below this many pages a second scanning thread costs more than it brings */
+#endif
+#ifndef COPY_PAIR_PAGES
+#define COPY_PAIR_PAGES 192u /* the same for a second copying thread */
+#endif
 
 /* A growing array of runs; neighbours of equal content are merged. */
 struct run_list {
@@ -62,7 +69,7 @@ int scan_hints_add(struct scan_hints *hints, ckpt_addr_t start, ckpt_addr_t end)
 
 /* One pass over ranges of one memory by one thread. */
 struct scan {
-    pid_t pid;
+    int dir;     /* /proc/PID; borrowed */
     int pagemap; /* opened anew for each pass: one from before an exec silently reports nothing */
     int uffd;    /* or -1 */
     bool tracked;     /* by userfaultfd; else everything populated is DATA */

@@ -230,6 +230,7 @@ void ckpt_tree_close(ckpt_tree *tree) {
     free(tree->threads);
     if (tree->text)
         munmap(tree->text, TEXT_BYTES);
+    scan_memory_free(tree->scan);
     free(tree);
 }
 
