@@ -181,6 +181,8 @@ int ckpt_capture(ckpt_tree *tree, const struct ckpt_capture_options *options, ck
         .tree = tree, .options = options, .sink = sink, .tee = {-1, -1}, .diag = -1};
     int error = window_open(&window);
     if (!error)
+        error = scan_prepare(tree, options->scan_threads);
+    if (!error)
         error = frozen_window(&window);
     if (error) {
         ckpt_sink_reset(sink);

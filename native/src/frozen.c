@@ -177,6 +177,8 @@ int scan_frozen(ckpt_tree *tree, struct task *task, const struct ckpt_track *tra
     enum ckpt_tracker tracker = track ? (enum ckpt_tracker)track->tracker : CKPT_TRACK_COMPARE;
     error = error ? tree_fail(tree, error, "scan", task->pid, 0, -1, 0, NULL) : run_sides(tree, task, scan, tracker, &cutter);
     close(scan.pagemap);
+    if (scan.protect)
+        hints->count = 0; /* what this pass found to be holes (guard pages, say) is protected like pages now */
     if (!error && tracker == CKPT_TRACK_SOFT_DIRTY && protect && (error = softdirty_clear(task)))
         return tree_fail(tree, error, "scan", task->pid, 0, -1, 0, "clear_refs");
     return error;

@@ -26,6 +26,7 @@
  *  3. Hints of density decide the method, never the answer: a hole that came since is "written" to the fast path, a new
  *     mapping is not registered (EPERM). Markers do not outlive a pass: the copy populates short holes, long ones are
  *     unprotected. A pass that dies in between leaves a baseline that does not match, and the next track is fresh.
+ *     Hints are good for one pass that protects: what it found missing it may have protected (a guard page keeps that).
  *  4. A mapping that is not registered answers EPERM before anything in it is protected, since a piece lies in one
  *     mapping: it is registered and what protection it brought along is dropped, so all of it counts as written. Where registering fails (EBUSY: the program's own
  *     userfaultfd; EINVAL) it is read whole, each time, and never protected.
