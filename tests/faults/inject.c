@@ -17,6 +17,7 @@
  *     RTLD_NEXT does not look. The caller must reach its functions through the PLT (sys.h says so).
  */
 #define _GNU_SOURCE
+#include "../../native/src/sys.h"
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -222,40 +223,22 @@ static void *real(const char *name, void *ours) {
     return search.found;
 }
 
-/* One wrapper per function of sys.h: SEAM(type of the result, name, (parameters), (arguments), first argument). */
-#define SEAM(type, name, parameters, arguments, first)                                                                             \
+/* One wrapper per function of sys.h, written by seam.py from its text: SEAM(type of the result, name, (parameters), (arguments), first argument). */
+#define SEAM(type, name, parameters, arguments, selector)                                                                          \
     type name parameters {                                                                                                         \
-        static type(*next) parameters;                                                                                             \
-        if (!next)                                                                                                                 \
-            next = (type(*) parameters)real(#name, (void *)name);                                                                  \
-        const struct rule *rule = pass(#name, (unsigned long)(first));                                                             \
-        if (rule && rule->what == FAIL)                                                                                            \
-            return (type)-rule->number;                                                                                            \
-        type value = next arguments;                                                                                               \
-        if (rule && rule->what == AFTER_KILL)                                                                                      \
+        static type(*next_) parameters;                                                                                            \
+        if (!next_)                                                                                                                \
+            next_ = (type(*) parameters)real(#name, (void *)name);                                                                 \
+        const struct rule *rule_ = pass(#name, (unsigned long)(selector));                                                         \
+        if (rule_ && rule_->what == FAIL)                                                                                          \
+            return (type)-rule_->number;                                                                                           \
+        type result_ = next_ arguments;                                                                                            \
+        if (rule_ && rule_->what == AFTER_KILL)                                                                                    \
             kill(owner, SIGKILL);                                                                                                  \
-        return value;                                                                                                              \
+        return result_;                                                                                                            \
     }
 
-SEAM(long, sys_ptrace, (int request, pid_t tid, uintptr_t addr, uintptr_t data), (request, tid, addr, data), request)
-SEAM(int, sys_wait, (pid_t tid, int *status, int options), (tid, status, options), tid)
-SEAM(ssize_t, sys_vm_readv, (pid_t pid, const struct iovec *local, size_t locals, const struct iovec *remote, size_t remotes),
-     (pid, local, locals, remote, remotes), pid)
-SEAM(ssize_t, sys_vm_writev, (pid_t pid, const struct iovec *local, size_t locals, const struct iovec *remote, size_t remotes),
-     (pid, local, locals, remote, remotes), pid)
-SEAM(int, sys_ioctl, (int fd, unsigned long request, void *argument), (fd, request, argument), request)
-SEAM(int, sys_openat, (int dir, const char *path, int flags), (dir, path, flags), dir)
-SEAM(ssize_t, sys_pread, (int fd, void *buffer, size_t bytes, uint64_t offset), (fd, buffer, bytes, offset), fd)
-SEAM(ssize_t, sys_pwrite, (int fd, const void *buffer, size_t bytes, uint64_t offset), (fd, buffer, bytes, offset), fd)
-SEAM(int, sys_pidfd_open, (pid_t pid, unsigned flags), (pid, flags), pid)
-SEAM(int, sys_pidfd_getfd, (int pidfd, int fd), (pidfd, fd), fd)
-SEAM(int, sys_pidfd_signal, (int pidfd, int signal), (pidfd, signal), signal)
-SEAM(ssize_t, sys_read, (int fd, void *buffer, size_t bytes), (fd, buffer, bytes), fd)
-SEAM(int, sys_statat, (int dir, const char *path, struct stat *status, int flags), (dir, path, status, flags), dir)
-SEAM(ssize_t, sys_readlinkat, (int dir, const char *path, char *buffer, size_t bytes), (dir, path, buffer, bytes), dir)
-SEAM(ssize_t, sys_getdents, (int fd, void *buffer, size_t bytes), (fd, buffer, bytes), fd)
-SEAM(int, sys_prlimit, (pid_t pid, int resource, struct rlimit *limit), (pid, resource, limit), resource)
-SEAM(int, sys_kcmp, (pid_t a, pid_t b, int type, uintptr_t x, uintptr_t y), (a, b, type, x, y), type)
+#include "bin/seam.inc"
 
 int ckpt_mark(const char *name) {
     copy_name(phase, name, strlen(name));

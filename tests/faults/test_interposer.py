@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.faults import Faults, fail_at, kill_at, kill_in
+from tests.faults.faults import LIBRARY, Faults, build, fail_at, kill_at, kill_in
+from tests.faults.seam import wrappers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,10 +61,13 @@ def play(core: Path, faults: Faults | None) -> subprocess.CompletedProcess[str]:
 
 def test_every_function_of_the_seam_is_interposed() -> None:
     header = (ROOT / "native" / "src" / "sys.h").read_text()
-    seam = set(re.findall(r"\b(sys_\w+)\([^;]*\)\s*CKPT_SEAM;", header, re.S))
-    covered = set(re.findall(r"^SEAM\([^,]+, (sys_\w+),", (ROOT / "tests" / "faults" / "inject.c").read_text(), re.M))
+    seam = set(re.findall(r"\b(sys_\w+)\(", "".join(part.rsplit(";", 1)[-1] for part in header.split(" CKPT_SEAM;")[:-1])))
+    covered = {line.split(",")[1].strip() for line in wrappers(header)}
     assert len(seam) >= 12
     assert seam == covered
+    build()
+    exported = subprocess.run(["nm", "-D", "--defined-only", str(LIBRARY)], capture_output=True, text=True, check=True).stdout
+    assert {"ckpt_mark", *seam} <= {line.split()[-1] for line in exported.splitlines()}
 
 
 def test_passes_through_and_counts(core: Path, tmp_path: Path) -> None:
