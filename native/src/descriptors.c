@@ -8,13 +8,14 @@
  *               POLLERR: no reader), u32 n, contents[n]
  *   SOCKET      i32 domain, type, protocol, listening, inq, outq, n_local, n_peer (each -errno where there is none), then the
  *               two struct sockaddr
- *   PEEK        per message of the receive queue u32 n, u32 flags (1: carries descriptors or other control data), bytes[n];
+ *   PEEK        AF_UNIX only: per message of the receive queue u32 n, u32 flags (1: carries descriptors or other control data), bytes[n];
  *               a stream is one message. No record: could not be read (a datagram socket with a pending error)
- *   TIMERFD     struct itimerspec, asked before fdinfo is read (until then an expired periodic timer shows nonsense there)
+ *   TIMERFD     struct itimerspec, asked before fdinfo is read (until then an expired periodic timer shows nonsense there);
+ *               u64 CLOCK_MONOTONIC, u64 CLOCK_REALTIME of that moment, ns
  *   SEALS       i32 seals or -errno
  *   CONTENTS    no bytes; the pages are an object space with its CKPT_R_OBJECT
  *   TTY         struct termios2 (44 bytes), struct winsize (8)
- *   UNIX_DIAG   struct unix_diag_msg and its attributes, as the kernel answered
+ *   UNIX_DIAG   AF_UNIX only: struct unix_diag_msg and its attributes, as the kernel answered
  *   EPOLL       per tfd line of fdinfo, in order: i32 tfd, i32 identity of the watched file (-1: no descriptor of the tree)
  *   DUPLICATE   no record: struct ckpt_fd.duplicate is our number
  *

@@ -177,13 +177,14 @@ static int unix_diag(struct window *window, const struct open_fd *entry) {
 
 int fd_socket(struct window *window, const struct open_fd *entry, int dup, const struct ckpt_want *want) {
     int error = 0;
+    bool local = dup >= 0 && number_option(dup, SO_DOMAIN) == AF_UNIX; /* of the network's sockets no queue is wanted */
     if (dup >= 0 && (want->work & CKPT_W_SOCKET))
         error = socket_state(window, entry, dup);
     if (!error && dup >= 0)
         error = options(window, entry, dup, want);
-    if (!error && dup >= 0 && (want->work & CKPT_W_PEEK))
+    if (!error && local && (want->work & CKPT_W_PEEK))
         error = queued(window, entry, dup);
-    if (!error && (want->work & CKPT_W_UNIX_DIAG))
+    if (!error && local && (want->work & CKPT_W_UNIX_DIAG))
         error = unix_diag(window, entry);
     return error;
 }

@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/timerfd.h>
 #include <termios.h>
+#include <time.h>
 
 #ifndef F_GET_SEALS
 #define F_GET_SEALS 1034
@@ -28,10 +29,16 @@ static int answer(struct window *window, const struct open_fd *entry, uint32_t w
 }
 
 int fd_timer(struct window *window, pid_t pid, int fd, int dup) {
-    struct itimerspec value;
-    if (sys_timerfd_get(dup, &value))
+    struct {
+        struct itimerspec value;
+        uint64_t monotonic, realtime; /* an absolute timer's instant = what remains + its clock at that moment */
+    } timer = {.monotonic = now_ns()};
+    struct timespec wall;
+    if (sys_timerfd_get(dup, &timer.value))
         return 0;
-    return sink_record(window->sink, CKPT_R_FD_WORK, pid, 0, fd, CKPT_W_TIMERFD, &value, sizeof value);
+    clock_gettime(CLOCK_REALTIME, &wall);
+    timer.realtime = (uint64_t)wall.tv_sec * 1000000000u + (uint64_t)wall.tv_nsec;
+    return sink_record(window->sink, CKPT_R_FD_WORK, pid, 0, fd, CKPT_W_TIMERFD, &timer, sizeof timer);
 }
 
 static int seals(struct window *window, const struct open_fd *entry, int dup) {
