@@ -209,7 +209,7 @@ enum ckpt_record_kind {
     CKPT_R_RSEQ = 8,         /* struct ptrace_rseq_configuration */
     CKPT_R_ROBUST = 9,       /* uint64 head, uint64 len */
     CKPT_R_DECISION = 10,    /* struct ckpt_decision */
-    CKPT_R_ANSWER = 11,      /* index = question; int64 retval, then the answer buffer */
+    CKPT_R_ANSWER = 11,      /* index = question; tid 0 = of the process; int64 retval, then the answer buffer */
     CKPT_R_FD = 12,          /* struct ckpt_fd, then the link text (no NUL) */
     CKPT_R_FDINFO = 13,      /* text */
     CKPT_R_FD_WORK = 14,     /* index = the one enum ckpt_work bit; bytes as documented in descriptors.c */

@@ -135,7 +135,8 @@ static int record(const struct round *round, const struct asked *asked, const ui
         size_t size = question->answer_arg < 6 ? question->answer_size : 0;
         if (!wants(round, asked, q))
             continue;
-        uint8_t *bytes = sink_record_begin(sink, CKPT_R_ANSWER, asked->pid, asked->flight.tid, -1, (int)q, sizeof call->ret + size);
+        pid_t tid = question->per_thread ? asked->flight.tid : 0; /* 0: the answer is the process's */
+        uint8_t *bytes = sink_record_begin(sink, CKPT_R_ANSWER, asked->pid, tid, -1, (int)q, sizeof call->ret + size);
         if (!bytes)
             return -ENOMEM;
         memcpy(bytes, &call->ret, sizeof call->ret);
