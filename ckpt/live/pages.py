@@ -17,9 +17,15 @@ def batches(sink: Sink, part: SpaceRuns) -> Iterator[tuple[bytes | memoryview, m
     pieces = sink.data(part.data_offset, part.data_pages * PAGE)
     first = next(pieces, memoryview(b""))
     if len(first) == part.data_pages * PAGE:
-        yield part.runs, first
+        yield _stored(part.runs), first
         return
     yield from _cut(part.runs, first, pieces)
+
+
+def _stored(runs: memoryview) -> bytes | memoryview:
+    """Without what the store need not be told (SAME): the layout names that."""
+    kept = [RUN.pack(page, count, content) for page, count, content in RUN.iter_unpack(runs) if content in (Content.DATA, Content.ZERO)]
+    return runs if len(kept) * RUN.size == len(runs) else b"".join(kept)
 
 
 def _cut(runs: memoryview, first: memoryview, rest: Iterator[memoryview]) -> Iterator[tuple[bytes, memoryview]]:
