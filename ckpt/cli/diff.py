@@ -28,7 +28,7 @@ _TITLES = {
 
 def command(
     a: Annotated[str, typer.Argument(metavar="A", help="The earlier generation.", show_default=False)],
-    b: Annotated[str, typer.Argument(metavar="[B", help="The later one.")] = "latest",
+    b: Annotated[str, typer.Argument(metavar="B", help="The later one.")] = "latest",
     pages: Annotated[bool, typer.Option("--pages", help="List the addresses of the pages.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Every register and value that changed.")] = False,
     pid: PidOption = None,

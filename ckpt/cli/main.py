@@ -107,6 +107,8 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(arguments, "usage", _usage(error), 2)
     except _ClickException as error:
         return _fail(arguments, "usage", error.format_message(), 2)
+    except PermissionError as error:
+        return _fail(arguments, "not permitted", f"{error.filename or 'a system call'}: {error.strerror or error}", 4, error)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(arguments, "system", f"{where}{error.strerror or error}", 1, error)

@@ -21,5 +21,5 @@ LineageOption = Annotated[
 ]
 GenArgument = Annotated[str, typer.Argument(metavar="GEN", help="A number, a tag, latest, latest~2 or NAME@latest.", show_default=False)]
 GensArgument = Annotated[
-    list[str], typer.Argument(metavar="GEN...", help="Numbers, tags, latest, latest~2, NAME@latest.", show_default=False)
+    list[str], typer.Argument(metavar="GEN", help="Numbers, tags, latest, latest~2, NAME@latest.", show_default=False)
 ]

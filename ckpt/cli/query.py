@@ -18,10 +18,10 @@ _HEX = ("start", "end", "address")
 
 def command(
     query: Annotated[
-        str | None, typer.Argument(metavar="[NAME | SQL]", help="A canned query or a SELECT over the store's tables.", show_default=False)
+        str | None, typer.Argument(metavar="NAME|SQL", help="A canned query or a SELECT over the store's tables.", show_default=False)
     ] = None,
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[ARGUMENT]...", help="Its parameters: in order, or name=value.", show_default=False)
+        list[str] | None, typer.Argument(metavar="ARGUMENT", help="Its parameters: in order, or name=value.", show_default=False)
     ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
     limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=0, help="At most N rows; 0 = all.")] = 0,

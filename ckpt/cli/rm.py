@@ -14,7 +14,7 @@ def command(
     gens: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[GEN | A..B]...", help="Numbers, tags, latest~2, NAME@latest; A..B is all from A to B.", show_default=False
+            metavar="GEN", help="Numbers, tags, latest~2, NAME@latest; A..B is all from A to B.", show_default=False
         ),
     ] = None,
     keep: Annotated[

@@ -12,9 +12,9 @@ from ckpt.cli.options import JsonOption, PidOption, StoreOption
 
 def command(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME", help="The tag; without one, all tags are listed.", show_default=False)
+        str | None, typer.Argument(metavar="NAME", help="The tag; without one, all tags are listed.", show_default=False)
     ] = None,
-    gen: Annotated[str, typer.Argument(metavar="[GEN]]", help="What it names.")] = "latest",
+    gen: Annotated[str, typer.Argument(metavar="GEN", help="What it names.")] = "latest",
     delete: Annotated[bool, typer.Option("--delete", "-d", help="Take the tag back; the generation stays.")] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Move a tag that names another generation.")] = False,
     pid: PidOption = None,

@@ -1,7 +1,8 @@
 """Questions to the past: pages that differ by mapping, how well a store deduplicates, SQL that cannot write.
 
 The canned queries are plain SQL over the store's tables, one file each in queries/; the first comment line is the description,
-a line "-- args: name=default ..." names its parameters (":name" in the text). They run unchanged in sqlite3 or Datasette.
+a line "-- args: name=default ..." names its parameters (":name" in the text). They run unchanged in sqlite3 or
+Datasette, but for `sharing`, which needs our function shared_pages().
 """
 
 from __future__ import annotations

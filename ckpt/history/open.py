@@ -88,9 +88,18 @@ def open_store(path: Path | None = None, mode: Mode = Mode.READ, *, timeout_s: f
     path = path or default_path()
     with translated(path):
         if mode is Mode.CREATE:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_folder(path.parent)
         with Store.open(path, create=mode is Mode.CREATE, read_only=mode is Mode.READ, timeout_s=timeout_s) as store:
             yield History(store)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except PermissionError as error:
+        raise PermissionDeniedError(f"{folder}: cannot be made ({error.strerror}): --store names another place") from error
+    except OSError as error:
+        raise CkptError(f"{folder}: cannot be made ({error.strerror}): --store names another place") from error
 
 
 @contextmanager
@@ -110,6 +119,7 @@ _NEXT_STEPS: dict[str, tuple[type[CkptError], str]] = {
     "permission": (PermissionDeniedError, "the store holds memory of processes: its owner alone may open it"),
     "locked": (CkptError, "another ckpt is writing: try again when it has ended"),
     "full": (CkptError, "free some space, or ckpt rm and ckpt gc; nothing was changed"),
+    "tagged": (CkptError, "ckpt tag --delete NAME lets it go"),
     "io": (CkptError, "see the kernel's log; ckpt fsck checks what is there"),
     "no-generation": (NotFoundError, "ckpt log shows what there is"),
 }

@@ -114,6 +114,12 @@ def test_no_generation_is_6(filled: Path) -> None:
         history.load(99)
 
 
+def test_a_place_where_no_folder_can_be_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CkptError, match="--store names another place"), open_store(tmp_path / "file" / "x" / "s.db", Mode.CREATE):
+        pass
+
+
 def test_created_for_the_owner_alone(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "er" / "store.db"
     with open_store(path, Mode.CREATE):
@@ -122,7 +128,8 @@ def test_created_for_the_owner_alone(tmp_path: Path) -> None:
 
 
 KINDS = {
-    "missing": 6, "not-a-store": 5, "newer": 5, "damaged": 5, "read-only": 4, "locked": 1, "full": 1, "no-generation": 6, "io": 1,
+    "missing": 6, "not-a-store": 5, "newer": 5, "damaged": 5, "read-only": 4, "locked": 1, "full": 1, "no-generation": 6,
+    "io": 1, "tagged": 1, "permission": 4,
 }  # fmt: skip
 
 

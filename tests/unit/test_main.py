@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,6 +67,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (PermissionDeniedError("no"), 4),
         (DamagedError("no"), 5),
         (NotFoundError("no"), 6),
+        (PermissionError(13, "Permission denied", "/x"), 4),
         (OSError(28, "No space left on device", "/x"), 1),
         (ValueError("two\nlines"), 1),
         (KeyboardInterrupt(), 130),
@@ -110,19 +111,19 @@ def test_json_after_two_dashes_belongs_to_somebody_else() -> None:
 
 
 def test_help_is_cheap() -> None:
-    """The floor is bare Python in the same run; the bound of the design is +150 ms, on a machine that others load too."""
+    """Processor time over that of bare Python in the same run: the design allows +150 ms."""
 
     def best(*command: str) -> float:
         times = []
         for _ in range(5):
-            start = time.perf_counter()
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, check=True)
-            times.append(time.perf_counter() - start)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         return min(times)
 
     bare = best("-c", "pass")
-    typer = best("-c", "import typer.core, typer.main")
-    assert best("-m", "ckpt.cli.main", "--help") < bare + 3 * (typer - bare) + 0.05
+    assert best("-m", "ckpt.cli.main", "--help") < bare + 0.15
 
 
 def test_help_imports_no_wing() -> None:
