@@ -175,3 +175,14 @@ def test_stop_time_is_what_the_victim_sees(ckpt: Ckpt) -> None:
             ratios.append(gap / made["stop_us"])
         assert min(ratios) > 0.5, ratios
         assert min(ratios) < 1.5, ratios
+
+
+def test_a_child_that_nobody_waits_for(ckpt: Ckpt, tmp_path: Path) -> None:
+    """A zombie below the root has no memory to capture; it is no reason to refuse its living parent."""
+    build()
+    with Victim([str(HERE / "bin/memops"), str(tmp_path)]) as target:
+        assert target.ask("zombie") == "OK"
+        made = ckpt.run("snapshot", target.pid, "--paranoid", "--json")
+        assert made.code == 0, made.err
+        assert target.ask("reap") == "OK"
+        ckpt.exact(target.pid)

@@ -10,7 +10,7 @@
  *       HOW: store | thread | read | recv | remote (process_vm_writev of a child) | pwrite (memfd) | alias (a second mapping)
  *   scatter S COUNT SEED    single words all over the slot       zero S AT PAGES     stores zeros
  *   same S AT PAGES         writes what is there already         brk PAGES           grows (or shrinks) the heap
- *   stack PAGES             a deeper stack                       fork | exited | reap   children that live, or are gone
+ *   stack PAGES             a deeper stack                       fork | exited | zombie | reap   a child that lives, that has come and gone, that nobody waits for; ends all
  *   background PAGES        a thread writes all the time         exec                itself again: READY anew
  *   closeall                closes every descriptor >= 3         resident            answers with mincore's count of slot pages
  */
@@ -254,17 +254,24 @@ static int do_background(size_t pages) {
     return thread ? 0 : pthread_create(&thread, NULL, write_always, NULL);
 }
 
-static int do_fork(bool lives) {
+enum child { LIVES, EXITS, STAYS_ZOMBIE };
+
+static int do_fork(enum child what) {
     for (int i = 0; i < CHILDREN; i++) {
         if (kids[i])
             continue;
         kids[i] = fork();
+        if (kids[i] && what == EXITS) {
+            waitpid(kids[i], NULL, 0);
+            kids[i] = 0;
+            return 0;
+        }
         if (kids[i])
             return kids[i] < 0 ? errno : 0;
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         deeper(3);
         char *page = mmap(NULL, 8 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        for (uint64_t turn = 0; lives; turn++) {
+        for (uint64_t turn = 0; what == LIVES; turn++) {
             fill_page(page + turn % 8 * PAGE, 77, turn);
             usleep(2000);
         }
@@ -291,9 +298,11 @@ static int do_process(const char *word, long number) {
     if (strcmp(word, "background") == 0)
         return do_background((size_t)number);
     if (strcmp(word, "fork") == 0)
-        return do_fork(true);
+        return do_fork(LIVES);
     if (strcmp(word, "exited") == 0)
-        return do_fork(false);
+        return do_fork(EXITS);
+    if (strcmp(word, "zombie") == 0)
+        return do_fork(STAYS_ZOMBIE);
     if (strcmp(word, "reap") == 0)
         return do_reap();
     if (strcmp(word, "closeall") == 0) {
