@@ -9,6 +9,8 @@
  *  2. A mapping may go away, be replaced or change its protection at any moment. What cannot be read then is left out
  *     and unprotected, so it is "written" to whoever comes next; nothing about it is an error.
  *  3. A mapping that came after the layout was read is met by the next round or by the freeze (EPERM there).
+ *  4. Not closed: a call that has pinned a page before we protect it (process_vm_writev, O_DIRECT) and writes it after we
+ *     copied it leaves no trace. A caller that must have it exact reads such a program without pre-copy.
  * Nothing here tells which pages exist: the freeze does, completely. So a round names DATA and ZERO runs only, and may be
  * dropped in the middle as long as the baseline counts as consumed.
  *

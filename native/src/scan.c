@@ -68,7 +68,7 @@ static struct pm_scan_arg question(const struct scan *scan, ckpt_addr_t start, c
     uint64_t never = (scan->no_guard ? 0 : PAGE_IS_GUARD) | (kind == CKPT_RANGE_FILE_PRIVATE ? PAGE_IS_FILE : 0);
     return (struct pm_scan_arg){
         .size = sizeof(struct pm_scan_arg),
-        .flags = protect ? PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC : 0,
+        .flags = protect ? PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC : 0, /* see by_method */
         .start = start,
         .end = end,
         .category_inverted = never,
@@ -219,6 +219,13 @@ static int dense(struct scan *scan, ckpt_addr_t start, ckpt_addr_t end) {
 static int by_method(struct scan *scan, const struct piece *piece) {
     if (piece->dense)
         return dense(scan, piece->start, piece->end);
+    if (!scan->protect) { /* looking: what is not registered has no SAME pages, whatever protection it brought along */
+        struct pm_scan_arg arg = {.size = sizeof arg, .flags = PM_SCAN_CHECK_WPASYNC, .start = piece->start, .end = piece->start + CKPT_PAGE,
+                                  .category_mask = PAGE_IS_WRITTEN, .return_mask = PAGE_IS_WRITTEN};
+        int got = walk(scan, &arg);
+        if (got < 0)
+            return got;
+    }
     return full(scan, piece->start, piece->end, (enum ckpt_range_kind)piece->kind, scan->protect, false);
 }
 

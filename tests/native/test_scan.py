@@ -1,0 +1,48 @@
+"""The scan against random programs (scan_oracle.c says what is judged), and the probe."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from ckpt.live import core
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["-DSCAN_DENSE_PAGES=32u", "-DSCAN_PAIR_PAGES=256u", "-DCOPY_PAIR_PAGES=16u"]
+
+
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    binary = tmp_path_factory.mktemp("scan") / "scan_oracle"
+    sources = [str(path) for path in sorted((ROOT / "native/src").glob("*.c"))]
+    flags = ["-std=gnu11", "-O1", "-w", f"-I{ROOT / 'native'}", f"-I{ROOT / 'native/src'}", *SMALL]
+    subprocess.run(["gcc", *flags, "-o", str(binary), str(ROOT / "tests/native/scan_oracle.c"), *sources, "-lpthread"], check=True)
+    return binary
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: takes a descriptor of another process")
+@pytest.mark.parametrize("seed", [3, 14, 15])
+def test_runs_give_back_every_page(oracle: Path, seed: int) -> None:
+    done = subprocess.run([str(oracle), "25", str(seed)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout)
+    assert result["wrong"] == 0
+    assert result["checked"] > 1000
+    assert result["same"] > result["data"], "nothing was incremental"
+
+
+def test_probe_is_quick_and_leaves_nothing() -> None:
+    before = os.listdir("/proc/self/fd")
+    start = time.perf_counter()
+    answers = core.probe()
+    assert time.perf_counter() - start < 0.5
+    assert set(answers) == set(core.FEATURES)
+    assert all(value >= 0 for value in answers.values())
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
