@@ -184,25 +184,24 @@ def writer_lock(path: str, timeout_s: float) -> Iterator[None]:
 
 
 # Closing any descriptor of a file drops every POSIX lock that the process holds on it, SQLite's too. So the descriptor for raw
-# reads is one per file and process, shared, and closed only when nobody uses it and others have taken its room.
+# reads is one per file and process, shared, and closed only when the last Store of the file has closed its connection.
 _raw: dict[tuple[int, int], list[int]] = {}
-_IDLE = 32
 
 
 def raw_descriptor(path: str) -> int:
     """A descriptor for reading pack bytes past SQLite."""
     status = Path(path).stat()
-    key = (status.st_dev, status.st_ino)
-    if key not in _raw:
-        idle = [other for other, (_, users) in _raw.items() if users == 0]
-        for other in idle[: max(0, len(idle) - _IDLE)]:
-            os.close(_raw.pop(other)[0])
-        _raw[key] = [os.open(path, os.O_RDONLY | os.O_CLOEXEC), 0]
-    _raw[key][1] += 1
-    return _raw[key][0]
+    entry = _raw.setdefault((status.st_dev, status.st_ino), [-1, 0])
+    if entry[1] == 0:
+        entry[0] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    entry[1] += 1
+    return entry[0]
 
 
 def return_descriptor(descriptor: int) -> None:
-    for entry in _raw.values():
+    for key, entry in list(_raw.items()):
         if entry[0] == descriptor:
             entry[1] -= 1
+            if entry[1] == 0:
+                del _raw[key]
+                os.close(descriptor)

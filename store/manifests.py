@@ -9,64 +9,80 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from store.layouts import ABSENT, EMPTY, Layout
 from store.records import StoreError
 
-__all__ = ["change_rows", "drop_unused_manifests", "load_layout", "load_layouts", "store_layout"]
+__all__ = ["Stored", "change_rows", "changes", "drop_unused_manifests", "load_layout", "load_layouts", "load_stored", "store_layout"]
 
 _LAYOUT = (
-    "SELECT s.space, m.layout, b.layout FROM spaces s LEFT JOIN manifests m ON m.manifest = s.manifest "
+    "SELECT s.space, m.manifest, m.base, m.layout, b.layout FROM spaces s LEFT JOIN manifests m ON m.manifest = s.manifest "
     "LEFT JOIN manifests b ON b.manifest = m.base WHERE s.generation = ?"
 )
 
 
-def _decode(number: int, space: int, layout: bytes | None, base: bytes | None) -> Layout:
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A space's layout, and how it stands in the file: by itself, or as a difference from a base."""
+
+    layout: Layout
+    manifest: int
+    base: int  #: the manifest itself where it has no base
+    base_layout: Layout
+    base_bytes: int
+
+
+def _decode(number: int, space: int, manifest: int | None, base: int | None, data: bytes | None, base_data: bytes | None) -> Stored:
     try:
-        if layout is None:
-            raise StoreError("damaged", "manifest is missing")
-        decoded = Layout.decode(layout)
-        return Layout.decode(base).overlay(decoded) if base is not None else decoded
+        if manifest is None or data is None or (base is not None and base_data is None):
+            raise StoreError("damaged", "it is missing")
+        own = Layout.decode(data)
+        if base is None or base_data is None:
+            return Stored(own, manifest, manifest, own, len(data))
+        base_layout = Layout.decode(base_data)
+        return Stored(base_layout.overlay(own), manifest, base, base_layout, len(base_data))
     except StoreError as error:
         raise StoreError("damaged", f"generation {number}, space {space}: its manifest is damaged ({error})") from None
 
 
+def load_stored(connection: sqlite3.Connection, number: int) -> dict[int, Stored]:
+    """The layout of every space of the generation, with its manifest."""
+    return {row[0]: _decode(number, *row) for row in connection.execute(_LAYOUT, (number,))}
+
+
 def load_layouts(connection: sqlite3.Connection, number: int) -> dict[int, Layout]:
     """The layout of every space of the generation."""
-    return {space: _decode(number, space, layout, base) for space, layout, base in connection.execute(_LAYOUT, (number,))}
+    return {space: stored.layout for space, stored in load_stored(connection, number).items()}
 
 
 def load_layout(connection: sqlite3.Connection, number: int, space: int) -> Layout:
     """Raises StoreError no-generation where there is none; a space that the generation does not have is empty."""
     row = connection.execute(f"{_LAYOUT} AND s.space = ?", (number, space)).fetchone()
     if row is not None:
-        return _decode(number, *row)
+        return _decode(number, *row).layout
     if not connection.execute("SELECT 1 FROM generations WHERE generation = ?", (number,)).fetchone():
         raise StoreError("no-generation", f"no generation {number}")
     return EMPTY
 
 
-def store_layout(connection: sqlite3.Connection, number: int, space: int, layout: Layout, parent: int | None, old: Layout | None) -> None:
+def store_layout(connection: sqlite3.Connection, number: int, space: int, layout: Layout, old: Stored | None, changed: bool) -> None:
     """Gives the space of the new generation its manifest: the parent's where nothing changed, a difference, or a base."""
-    manifest = None
-    row = connection.execute("SELECT manifest FROM spaces WHERE generation = ? AND space = ?", (parent, space)).fetchone()
-    if old is not None and row is not None:
-        manifest = row[0] if not len(old.diff(layout)) else _store_difference(connection, row[0], layout)
+    manifest: int | None = None
+    if old is not None:
+        manifest = _store_difference(connection, old, layout) if changed else old.manifest
     if manifest is None:
         manifest = connection.execute("INSERT INTO manifests (base, layout) VALUES (NULL, ?)", (layout.encode(),)).lastrowid
     connection.execute("INSERT INTO spaces VALUES (?, ?, ?, ?, ?)", (number, space, *layout.pages(), manifest))
 
 
-def _store_difference(connection: sqlite3.Connection, manifest: int, layout: Layout) -> int | None:
-    base, data = connection.execute(
-        "SELECT b.manifest, b.layout FROM manifests m JOIN manifests b ON b.manifest = coalesce(m.base, m.manifest) WHERE m.manifest = ?",
-        (manifest,),
-    ).fetchone()
-    encoded = Layout.decode(data).diff(layout).encode()
-    spent = connection.execute("SELECT coalesce(sum(length(layout)), 0) FROM manifests WHERE base = ?", (base,)).fetchone()[0]
-    if spent + len(encoded) > max(len(data), 4096):
+def _store_difference(connection: sqlite3.Connection, old: Stored, layout: Layout) -> int | None:
+    """None: it is time for a new base."""
+    encoded = old.base_layout.diff(layout).encode()
+    spent = connection.execute("SELECT coalesce(sum(length(layout)), 0) FROM manifests WHERE base = ?", (old.base,)).fetchone()[0]
+    if spent + len(encoded) > max(old.base_bytes, 4096):
         return None
-    return connection.execute("INSERT INTO manifests (base, layout) VALUES (?, ?)", (base, encoded)).lastrowid
+    return connection.execute("INSERT INTO manifests (base, layout) VALUES (?, ?)", (old.base, encoded)).lastrowid
 
 
 def drop_unused_manifests(connection: sqlite3.Connection) -> None:
@@ -78,11 +94,16 @@ def drop_unused_manifests(connection: sqlite3.Connection) -> None:
         )
 
 
-def change_rows(number: int, old: Mapping[int, Layout], new: Mapping[int, Layout]) -> Iterator[tuple[int | str | None, ...]]:
-    """Rows of page_runs: what `new` changes against `old`, space by space."""
-    for space in sorted(set(old) | set(new)):
-        changes = old[space].diff(new.get(space, EMPTY)) if space in old else new[space]
-        for page, content, count in changes.extents():
+def changes(old: Mapping[int, Layout], new: Mapping[int, Layout]) -> dict[int, Layout]:
+    """What `new` changes against `old`, by space; spaces that are the same are left out."""
+    found = {space: old.get(space, EMPTY).diff(new.get(space, EMPTY)) for space in sorted(set(old) | set(new))}
+    return {space: layout for space, layout in found.items() if len(layout)}
+
+
+def change_rows(number: int, changed: Mapping[int, Layout]) -> Iterator[tuple[int | str | None, ...]]:
+    """Rows of page_runs for these changes."""
+    for space, layout in changed.items():
+        for page, content, count in layout.extents():
             if content == 0 or content == ABSENT:
                 yield (number, space, page, count, "zero" if content == 0 else "absent", None, None)
             else:

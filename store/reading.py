@@ -17,7 +17,7 @@ from store.database import PAGE_SIZE
 from store.layouts import Layout, check
 from store.records import StoreError
 
-__all__ = ["PageReader"]
+__all__ = ["DamagedPageError", "PageReader", "rescue_reader"]
 
 PAGE = 4096
 PIECE = 1 << 20
@@ -130,3 +130,12 @@ def _free_buffer(buffers: list[bytearray]) -> bytearray:
             return buffer
     buffers.append(bytearray(WINDOW))
     return buffers[-1]
+
+
+def rescue_reader(key: bytes, pack: int, lengths: memoryview) -> Any:
+    """A C reader that knows this one pack, for st_frame_page on a BLOB that SQL gave."""
+    out = ffi.new("st_reader **")
+    check(lib.st_reader_new(-1, ffi.from_buffer("uint8_t[]", key), PAGE_SIZE, 0, out), "reader")
+    reader = ffi.gc(out[0], lib.st_reader_free)
+    check(lib.st_reader_pack(reader, pack, ffi.from_buffer("uint16_t[]", lengths), len(lengths)), "reader")
+    return reader

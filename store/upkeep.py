@@ -14,12 +14,12 @@ from store import index
 from store._pages import ffi, lib
 from store.database import PAGE_SIZE, transaction
 from store.layouts import Layout, check
-from store.manifests import change_rows, drop_unused_manifests, load_layouts
+from store.manifests import change_rows, changes, drop_unused_manifests, load_layouts
 from store.records import GcResult, Progress, StoreError
 
-__all__ = ["Live", "collect", "live_frames", "remove"]
+__all__ = ["OF_GENERATION", "Live", "collect", "drop_unused_manifests", "live_frames", "remove", "rewrite"]
 
-_OF_GENERATION = ("page_runs", "spaces", "processes", "threads", "mappings", "descriptors", "phases", "snapshots", "generations")
+OF_GENERATION = ("page_runs", "spaces", "processes", "threads", "mappings", "descriptors", "phases", "snapshots", "generations")
 _REWRITE_DEAD = 0.25  #: of a pack's bytes: what makes rewriting worth it
 _BATCH = 8
 
@@ -38,9 +38,9 @@ def remove(connection: sqlite3.Connection, number: int) -> None:
     for child in children:
         connection.execute("DELETE FROM page_runs WHERE generation = ?", (child,))
         connection.executemany(
-            "INSERT INTO page_runs VALUES (?, ?, ?, ?, ?, ?, ?)", change_rows(child, old, load_layouts(connection, child))
+            "INSERT INTO page_runs VALUES (?, ?, ?, ?, ?, ?, ?)", change_rows(child, changes(old, load_layouts(connection, child)))
         )
-    for table in _OF_GENERATION:
+    for table in OF_GENERATION:
         connection.execute(f"DELETE FROM {table} WHERE generation = ?", (number,))
     connection.execute("DELETE FROM lineages WHERE lineage NOT IN (SELECT lineage FROM generations)")
     drop_unused_manifests(connection)
@@ -93,7 +93,7 @@ def collect(connection: sqlite3.Connection, path: str, progress: Progress | None
     for start in range(0, len(work), _BATCH):
         with transaction(connection):
             for pack, _, bits, alive in work[start : start + _BATCH]:
-                dropped += _rewrite(connection, pack, bits, alive)
+                dropped += rewrite(connection, pack, bits, alive)
         if progress:
             progress("packs", min(start + _BATCH, len(work)), len(work))
     _give_back(connection, progress)
@@ -118,7 +118,7 @@ def _shrink_index(connection: sqlite3.Connection, live: Live) -> None:
             index.write_segment(connection, entries, kept)
 
 
-def _rewrite(connection: sqlite3.Connection, pack: int, bits: bytearray, alive: int) -> int:
+def rewrite(connection: sqlite3.Connection, pack: int, bits: bytearray, alive: int) -> int:
     """Drops the dead frames of a pack; returns how many. Numbers and slots of the others stay."""
     lengths, data, had = connection.execute(
         "SELECT lengths, data, frames FROM packs JOIN pack_data USING (pack) WHERE pack = ?", (pack,)

@@ -17,7 +17,7 @@ from store import index
 from store._pages import ffi, lib
 from store.database import PAGE_SIZE, transaction, translated, writer_lock
 from store.layouts import EMPTY, Layout, check, runs_buffer
-from store.manifests import change_rows, load_layouts, store_layout
+from store.manifests import Stored, change_rows, changes, load_stored, store_layout
 from store.records import Counts, Generation, StoreError
 
 __all__ = ["Writer"]
@@ -56,7 +56,7 @@ class Writer(AbstractContextManager["Writer"]):
         check(lib.st_writer_new(ffi.from_buffer("uint8_t[]", key), (last[0] if last else 0) + 1, PAGE_SIZE, out), "writer")
         self._writer = ffi.gc(out[0], lib.st_writer_free)
         self._segments = index.attach(self._connection, self._writer)
-        self._parents: dict[int, Layout] = load_layouts(self._connection, self._parent) if self._parent is not None else {}
+        self._parents: dict[int, Stored] = load_stored(self._connection, self._parent) if self._parent is not None else {}
         self._added: dict[int, Layout] = {}
         self._final: dict[int, Layout] = {}
         self._held: list[tuple[int, int, int, bytes, bytes]] = []
@@ -98,7 +98,8 @@ class Writer(AbstractContextManager["Writer"]):
 
         Raises StoreError(io) where a page is named that was neither added nor in the parent: the capture was wrong.
         """
-        known = self._parents.get(space, EMPTY).overlay(self._added.get(space, EMPTY))
+        parent, added = self._parents.get(space), self._added.get(space, EMPTY)
+        known = parent.layout.overlay(added) if parent is not None else added
         try:
             self._final[space] = known.select(runs)
         except StoreError as error:
@@ -163,11 +164,10 @@ class Writer(AbstractContextManager["Writer"]):
                 insert_packs(connection, self._held)
                 index.add_segment(connection, self._writer)
                 number = self._insert_generation(connection, generation)
+                changed = changes({space: stored.layout for space, stored in self._parents.items()}, self._final)
                 for space, layout in sorted(self._final.items()):
-                    store_layout(connection, number, space, layout, self._parent, self._parents.get(space))
-                connection.executemany(
-                    "INSERT INTO page_runs VALUES (?, ?, ?, ?, ?, ?, ?)", change_rows(number, self._parents, self._final)
-                )
+                    store_layout(connection, number, space, layout, self._parents.get(space), space in changed)
+                connection.executemany("INSERT INTO page_runs VALUES (?, ?, ?, ?, ?, ?, ?)", change_rows(number, changed))
                 for table, table_rows in rows.items():
                     insert_rows(connection, table, number, table_rows)
         self._published = True

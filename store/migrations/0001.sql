@@ -61,7 +61,7 @@ CREATE TABLE spaces (
 CREATE INDEX spaces_by_manifest ON spaces (manifest);
 CREATE TABLE page_runs (
     generation INTEGER NOT NULL REFERENCES generations (generation), space INTEGER NOT NULL,
-    start INTEGER NOT NULL, count INTEGER NOT NULL, content TEXT NOT NULL CHECK (content IN ('data', 'zero', 'absent')),
+    start INTEGER NOT NULL, count INTEGER NOT NULL, content TEXT NOT NULL,
     pack INTEGER, first INTEGER,
     PRIMARY KEY (generation, space, start)
 ) WITHOUT ROWID;

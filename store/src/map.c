@@ -90,7 +90,8 @@ int st_map_append_all(st_map *map, const struct st_extent *extents, size_t count
 /* Calls visit for every stretch of pages on which both maps stand still; an id is ST_ABSENT_ID where a map has no page. */
 typedef int (*visit_fn)(void *context, uint64_t page, uint32_t count, uint64_t id_a, uint64_t id_b);
 
-static int walk(const st_map *a, const st_map *b, visit_fn visit, void *context)
+/* Inlined into each caller, visit with it: a layout of a fragmented memory has as many extents as pages. */
+__attribute__((always_inline)) static inline int walk(const st_map *a, const st_map *b, visit_fn visit, void *context)
 {
     size_t i = 0, j = 0;
     uint64_t at = 0;
