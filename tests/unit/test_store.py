@@ -72,10 +72,12 @@ def test_across_sessions_and_index_merges(store: Store) -> None:
         everything |= fresh
     with store.sql() as connection:
         segments = connection.execute("SELECT count(*), sum(entries) FROM index_segments").fetchone()
-    assert segments[0] < 10 and segments[1] == 1200
+    assert segments[0] < 10
+    assert segments[1] == 1200
     with store.begin(None) as writer:
         assert writer.add(0, *data_runs(everything)).deduplicated == 1200
-    assert last is not None and contents(store, last) == everything
+    assert last is not None
+    assert contents(store, last) == everything
     assert store.fsck(full=True) == []
 
 
@@ -106,7 +108,7 @@ def test_an_unknown_same_page_is_refused(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "runs, data", [(RUN.pack(1, 2, 0), page(1)), (RUN.pack(5, 1, 1) + RUN.pack(5, 1, 1), b""), (RUN.pack(1, 1, 2), b""), (b"x", b"")]
+    ("runs", "data"), [(RUN.pack(1, 2, 0), page(1)), (RUN.pack(5, 1, 1) + RUN.pack(5, 1, 1), b""), (RUN.pack(1, 1, 2), b""), (b"x", b"")]
 )
 def test_runs_that_make_no_sense(store: Store, runs: bytes, data: bytes) -> None:
     with store.begin(None) as writer, pytest.raises(ValueError, match="runs"):
@@ -124,12 +126,14 @@ def test_branches_removal_and_space_given_back(store: Store, path: Path) -> None
     with error("tagged"):
         store.remove(right)
     store.remove(first)
-    assert store.generation(left).parent is None and contents(store, left) == wanted
+    assert store.generation(left).parent is None
+    assert contents(store, left) == wanted
     store.untag("keep")
     store.remove(right)
     before = path.stat().st_size
     result = store.gc()
-    assert result.frames_dropped == 2501 and result.packs_rewritten + result.packs_removed >= 2
+    assert result.frames_dropped == 2501
+    assert result.packs_rewritten + result.packs_removed >= 2
     assert path.stat().st_size <= before - 2400 * PAGE
     assert contents(store, left) == wanted
     assert store.fsck(full=True) == []
@@ -147,7 +151,8 @@ def test_generations_tags_and_rows(store: Store) -> None:
     assert (found.pages["resident"], found.phases, found.snapshot, found.tags) == (1, {"scan": 5}, b"{}", ())
     assert store.rows("processes", number)[0]["comm"] == "victim"
     store.tag("a", number)
-    assert store.tags() == {"a": number} and store.generations()[0].tags == ("a",)
+    assert store.tags() == {"a": number}
+    assert store.generations()[0].tags == ("a",)
     store.untag("a")
     with error("no-generation"):
         store.generation(99)
@@ -246,7 +251,8 @@ def test_a_damaged_frame_is_named_found_and_dropped_only_when_told(path: Path) -
         report = store.fsck(full=True, repair=True)
         assert any(problem.repaired and "was dropped" in problem.message for problem in report)
         assert [found.number for found in store.generations()] == [second]
-        assert store.fsck(full=True) == [] and contents(store, second)[3] == page(101)
+        assert store.fsck(full=True) == []
+        assert contents(store, second)[3] == page(101)
         assert commit(store, second, {3: page(3)}, range(1, 40)) > second
 
 
