@@ -20,7 +20,7 @@
 #include <sys/prctl.h>
 #include <time.h>
 
-enum { ROUNDS = 10000, RETRY_NS = 10 * 1000 * 1000, LET_GO_POLLS = 400 };
+enum { ROUNDS = 10000, RETRY_NS = 10 * 1000 * 1000, FIRST_RETRY_NS = 500 * 1000, LET_GO_POLLS = 400 };
 
 static bool concerns(const struct thread *thread, pid_t pid) { return !pid || thread->pid == pid; }
 
@@ -220,13 +220,16 @@ static int attempt(ckpt_tree *tree, pid_t pid, pid_t *ret_slow) {
     return error;
 }
 
+/* The waits grow from 0.5 to 10 ms: a program that keeps spawning by vfork is stoppable most of the time, only not always. */
 int task_freeze(ckpt_tree *tree, pid_t pid) {
     pid_t slow = 0;
+    uint64_t wait = FIRST_RETRY_NS, give_up = now_ns() + (uint64_t)tree->freeze_retries * RETRY_NS;
     tree->frozen_at = 0;
-    for (uint32_t tries = 0;; tries++) {
+    for (;;) {
         int error = attempt(tree, pid, &slow);
-        if (error == -EAGAIN && tries < tree->freeze_retries) {
-            pause_ns(RETRY_NS);
+        if (error == -EAGAIN && now_ns() < give_up) {
+            pause_ns(wait);
+            wait = wait * 2 < RETRY_NS ? wait * 2 : RETRY_NS;
             continue;
         }
         if (error == -EAGAIN)

@@ -5,7 +5,8 @@
  *
  * Invariants
  *  1. A STOPPED thread is at PTRACE_EVENT_STOP, inside get_signal(): a -51x in rax is honoured on detach.
- *  2. The decided rax is written at once, in thread_poll(): from then on the death of ckpt at any moment is harmless.
+ *  2. The decided rax is written at once, in thread_poll(): from then on the death of ckpt at any moment is harmless. In the
+ *     microseconds between a stop and this, the death of ckpt leaves what the kernel left: a call of the EINTR family shows EINTR.
  *  3. A signal that was being delivered when the stop came is passed on exactly once: PTRACE_CONT with the same number keeps
  *     its siginfo, the handler's frame is built (or the default is done), and the pending trap stops the thread there.
  *  4. A thread in a group stop (SIGSTOP) counts as STOPPED and stays in its group stop at detach. A -EINTR that it shows is
@@ -24,8 +25,8 @@
 
 enum {
     USER64_CS = 0x33,
-    LOOK_AFTER_NS = 10 * 1000 * 1000, /* no stop for so long: see what the thread is doing */
-    GIVE_UP_FACTOR = 500,             /* 5 s for a thread that runs but does not stop */
+    LOOK_AFTER_NS = 2 * 1000 * 1000, /* no stop for so long: see what the thread is doing */
+    GIVE_UP_FACTOR = 2500,           /* 5 s for a thread that runs but does not stop */
 };
 
 static int gone(struct thread *thread) {
