@@ -118,7 +118,7 @@ static int memory(struct window *window, size_t index) {
 
 static int pages_phase(struct window *window) {
     for (size_t i = 0; i < window->tree->task_count; i++) {
-        if (window->tree->tasks[i].mm != (int32_t)i)
+        if (window->tree->tasks[i].zombie || window->tree->tasks[i].mm != (int32_t)i)
             continue;
         int error = memory(window, i);
         if (error)

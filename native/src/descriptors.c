@@ -226,9 +226,9 @@ static int check_threads(struct window *window, const struct task *task) {
 int capture_descriptors(struct window *window) {
     ckpt_tree *tree = window->tree;
     for (size_t i = 0; i < tree->task_count; i++) {
-        bool seen = false;
+        bool seen = tree->tasks[i].zombie;
         for (size_t j = 0; j < i && !seen; j++)
-            seen = same_table(tree->tasks[i].pid, tree->tasks[j].pid);
+            seen = !tree->tasks[j].zombie && same_table(tree->tasks[i].pid, tree->tasks[j].pid);
         int error = check_threads(window, &tree->tasks[i]);
         if (!error && !seen)
             error = one_table(window, &tree->tasks[i]);

@@ -55,7 +55,7 @@ struct task {
     int uffd;    /* our duplicate of the target's userfaultfd, or -1 */
     int32_t mm;  /* index in tree->tasks of the first task with this memory */
     ckpt_addr_t vdso, vdso_end; /* from maps; 0 = none */
-    bool zombie; /* exited, not yet waited for by its parent: no threads, no memory, only its proc files are recorded */
+    bool zombie; /* exited, not yet waited for by its parent: no threads, no memory: captures leave it out */
     struct bridge bridge;
 };
 

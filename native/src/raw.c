@@ -186,7 +186,7 @@ int raw_task(struct window *window, size_t index) {
     ckpt_tree *tree = window->tree;
     const struct task *task = &tree->tasks[index];
     if (task->zombie)
-        return tree_fail(tree, -EOPNOTSUPP, "zombie", task->pid, 0, -1, 0, "its parent has not waited for it yet");
+        return 0; /* nothing of it is left but its exit status; its parent's "children" still names it */
     int error = proc_files(window, index);
     if (!error)
         error = limits(window, task);
