@@ -1,4 +1,4 @@
-/* inject.h: what stub.c, bridge.c, remote.c and threads.c share: making a frozen thread execute something for us. */
+/* inject.h: what vdso.c, stub.c, flight.c, bridge.c, settle.c, remote.c, ask.c, threads.c and arm.c share: making a frozen thread execute something for us. */
 #ifndef CKPT_INJECT_H
 #define CKPT_INJECT_H
 
@@ -24,27 +24,31 @@ struct inject_note {
 /* One thread on its way through injected code. */
 struct flight {
     pid_t tid;
-    int sig;          /* the signal that stops it at the end; 0 = none is free, go by system call stops */
+    int sig;          /* the signal that stops it at the end; 0 = none is free: by system call stops */
     ckpt_addr_t park; /* rip at that stop */
     bool leaving;     /* by system call stops: the exit stop was seen, the EVENT_STOP is awaited */
 };
 
-/* stub.c */
+/* vdso.c */
 int task_mem(ckpt_tree *tree, struct task *task); /* /proc/PID/mem for writing, opened when first wanted */
 struct task *memory_owner(ckpt_tree *tree, const struct task *task);
 /* Finds the tail of the vdso and reads what decides how to inject (SigCgt, Seccomp). -EPERM when a seccomp filter is on. */
 int inject_prepare(ckpt_tree *tree, struct task *task);
 int inject_refused(ckpt_tree *tree, const struct thread *thread);
-int flight_signal(const struct task *task, const struct thread *thread);
+
+/* stub.c */
+/* The registers that the thread continues with: as shown at the stop, rax as decided. */
+void own_registers(const struct thread *thread, struct user_regs_struct *ret_regs);
 /* Writes the sequence for `thread` as it would stand at `at`; with_call: begins with the wanted `syscall`.
- * Sets flight->sig, flight->park; returns the entry, 0 = it does not fit. */
+ * Sets all of *ret_flight; returns the entry, 0 = it does not fit. */
 ckpt_addr_t emit_stub(uint8_t out[STUB_BYTES], ckpt_addr_t at, const struct task *task, const struct thread *thread, bool with_call,
                       struct flight *ret_flight);
+
+/* flight.c */
 int flight_start(ckpt_tree *tree, struct flight *flight, const struct user_regs_struct *regs);
 /* Waits for the end and gives the thread its own mask and registers back. 1 = the thread is gone (no fault recorded). */
 int flight_wait(ckpt_tree *tree, struct flight *flight, int64_t *ret_value);
-void own_registers(const struct thread *thread, struct user_regs_struct *ret_regs);
-/* One call by the stub in the tail; the tail stays written. bridge: what the note says. */
+/* One call by the stub in the tail; the tail stays written. bridge, bytes: what the note says. */
 int stub_call(ckpt_tree *tree, struct task *task, struct thread *thread, ckpt_addr_t bridge, uint64_t bytes, int64_t nr,
               const uint64_t arg[6], int64_t *ret_value);
 int tail_clear(ckpt_tree *tree, struct task *task);

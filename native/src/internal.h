@@ -40,6 +40,7 @@ struct bridge {
     size_t code_bytes, data_bytes;
     bool persistent;   /* begun by ckpt_remote_begin: calls do not end it */
     bool writable;     /* a batch ran: the data part is RW */
+    bool blocked;      /* a killed ckpt's remains are still in use: no injection now */
     uint32_t slots;    /* one thread each */
     size_t slot_bytes; /* of data, per slot */
     ckpt_addr_t tail, tail_end; /* free bytes behind the vdso's image: note and stub; 0 = not looked for */

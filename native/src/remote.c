@@ -1,7 +1,9 @@
 /* remote.c: batches of calls in a thread of a frozen tree, and questions to all threads at once. stub.c and bridge.c are the machinery and hold
  * the promise (the target survives a kill of ours at any instant); here is what is run.
  *
- * FIGURES
+ * Measured (Linux 6.18, 2 virtual cores, quiet moments, median): one call by the stub 21-30 us, with finding the tail and status 40-60; a batch of
+ * 1 / 101 getppid in an open bridge 40 / 72; bridge in and out 85-105; six questions to 1 / 64 threads 120 / 600-1000. All of it is waking the
+ * other processor: with target and tracer on one CPU a stop and go costs 2.8 us instead of 34-77.
  *
  * Invariants
  *  1. A batch runs in one thread at a time through slot 0; questions use one slot per thread and all threads run at the same time.

@@ -1,74 +1,116 @@
 /* settle.c: what a ckpt that was killed in the middle of an injection left in a process.
  *
  * The note in the vdso's tail (inject.h) says so with one read. Then
- *  1. a thread whose rip stands inside the stub or the bridge runs on until it is itself again (some microseconds: there is no sleeping call in
- *     there); injecting over it would save the stub's registers as its own, for ever;
- *  2. a bridge is unmapped, if one stands where the note says (a child inherits the note by fork, but not the bridge);
- *  3. the tail is zeroed.
+ *  1. a thread whose rip stands inside the stub or the bridge runs on until it is itself again (some microseconds, or until the one call returns that it waits in); injecting over it would save the stub's registers as its own, for ever;
+ *  2. nothing is taken away while a signal handler would return into it (an address of ours on the thread's stack): the handler is run
+ *     to its end, and if it takes long, everything stays and this process is not injected this time (bridge.blocked);
+ *  3. a bridge is unmapped, if one stands where the note says (a child inherits the note by fork, but not the bridge);
+ *  4. the tail is zeroed.
  * Every freeze calls this, whatever it freezes for: a generation must not hold a thread inside our code.
  */
 #define _GNU_SOURCE
 #include "inject.h"
 #include <errno.h>
+#include <stdlib.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <time.h>
 
-enum { ROUNDS = 2000 };
+enum { PATIENCE_NS = 2000 * 1000 * 1000, FRAME_PATIENCE_NS = 100 * 1000 * 1000, PAUSE_NS = 50 * 1000, STACK_BYTES = 256 * 1024 };
 
-static bool inside(const struct thread *thread, const struct bridge *tail, const struct inject_note *note) {
-    uint64_t rip = thread->regs.rip;
-    return (rip >= tail->tail && rip < tail->tail_end) || (note->bridge && rip >= note->bridge && rip < note->bridge + note->bytes);
+struct remains {
+    struct task *owner;
+    struct inject_note note;
+    uint64_t *stack; /* STACK_BYTES */
+};
+
+static bool ours(const struct remains *remains, uint64_t at) {
+    const struct bridge *tail = &remains->owner->bridge;
+    const struct inject_note *note = &remains->note;
+    return (at >= tail->tail && at < tail->tail_end) || (note->bridge && at >= note->bridge && at < note->bridge + note->bytes);
 }
 
-static int run_out(ckpt_tree *tree, struct thread *thread, const struct bridge *tail, const struct inject_note *note) {
-    const struct timespec pause = {.tv_nsec = 50000};
-    for (int round = 0; inside(thread, tail, note); round++) {
-        if (round == ROUNDS)
+/* The stub's end sets the thread's own mask: a signal that waited runs its handler there, and returns into the stub. */
+static bool returns_inside(const struct remains *remains, const struct thread *thread) {
+    ssize_t bytes = sys_pread(remains->owner->mem, remains->stack, STACK_BYTES, (thread->regs.rsp - 128) & ~UINT64_C(7));
+    for (ssize_t i = 0; i < bytes / 8; i++)
+        if (ours(remains, remains->stack[i]))
+            return true;
+    return false;
+}
+
+/* 0 = nothing of the thread stands in our code, -EAGAIN = only a handler returns there, which takes its time. */
+static int run_out(ckpt_tree *tree, struct thread *thread, const struct remains *remains) {
+    uint64_t began = now_ns(), came_out = 0;
+    for (;;) {
+        bool inside = ours(remains, thread->regs.rip);
+        if (!inside && !returns_inside(remains, thread))
+            return 0;
+        uint64_t now = now_ns();
+        came_out = inside || came_out ? came_out : now;
+        if (!inside && now - came_out > FRAME_PATIENCE_NS)
+            return -EAGAIN;
+        if (now - began > PATIENCE_NS)
             return tree_fail(tree, -EBUSY, "leave stub", thread->pid, thread->tid, -1, thread->regs.rip, NULL);
         long error = sys_ptrace(PTRACE_CONT, thread->tid, 0, 0);
         if (error && error != -ESRCH)
             return tree_fail(tree, (int)error, "leave stub", thread->pid, thread->tid, -1, 0, NULL);
         thread->state = THREAD_SEIZED;
-        nanosleep(&pause, NULL);
+        nanosleep(&(struct timespec){.tv_nsec = PAUSE_NS}, NULL);
         error = thread_stop(tree, thread);
         if (error)
             return error == -ESRCH ? 0 : (int)error;
     }
-    return 0;
 }
 
-int remote_settle(ckpt_tree *tree, struct task *task) {
-    struct task *owner = memory_owner(tree, task);
-    struct inject_note note;
-    if (owner->bridge.code) /* ours, in use */
-        return 0;
-    if (vdso_tail(tree, owner) < 0) { /* nowhere to have injected */
-        tree_fault_clear(tree);
-        return 0;
-    }
-    if (sys_pread(owner->mem, &note, sizeof note, owner->bridge.tail) != sizeof note || note.magic != NOTE_MAGIC)
-        return 0;
+static int run_all_out(ckpt_tree *tree, const struct remains *remains) {
     for (size_t i = 0; i < tree->thread_count; i++) {
         struct thread *thread = &tree->threads[i];
         struct task *its = tree_task(tree, thread->pid);
-        if (thread->state != THREAD_STOPPED || !its || memory_owner(tree, its) != owner)
+        if (thread->state != THREAD_STOPPED || !its || memory_owner(tree, its) != remains->owner)
             continue;
-        int error = run_out(tree, thread, &owner->bridge, &note);
+        int error = run_out(tree, thread, remains);
         if (error)
             return error;
     }
+    return 0;
+}
+
+static int clean(ckpt_tree *tree, struct task *task, const struct remains *remains) {
+    const struct inject_note *note = &remains->note;
     struct thread *thread = task_any_thread(tree, task);
     if (!thread)
         return 0;
-    if (note.bridge && bridge_is_ours(tree, owner, note.bridge, note.bytes)) {
-        const uint64_t arg[6] = {note.bridge, note.bytes};
+    if (note->bridge && bridge_is_ours(tree, remains->owner, note->bridge, note->bytes)) {
+        const uint64_t arg[6] = {note->bridge, note->bytes};
         int64_t got;
         int error = inject_prepare(tree, task);
         if (!error)
-            error = stub_call(tree, task, thread, note.bridge, note.bytes, SYS_munmap, arg, &got);
+            error = stub_call(tree, task, thread, note->bridge, note->bytes, SYS_munmap, arg, &got);
         if (error)
             return error;
     }
     return tail_clear(tree, task);
+}
+
+int remote_settle(ckpt_tree *tree, struct task *task) {
+    struct remains remains = {.owner = memory_owner(tree, task)};
+    struct bridge *bridge = &remains.owner->bridge;
+    if (bridge->code) /* ours, in use */
+        return 0;
+    bridge->blocked = false;
+    if (vdso_tail(tree, remains.owner) < 0) { /* nowhere to have injected */
+        tree_fault_clear(tree);
+        return 0;
+    }
+    struct inject_note *note = &remains.note;
+    if (sys_pread(remains.owner->mem, note, sizeof *note, bridge->tail) != sizeof *note || note->magic != NOTE_MAGIC)
+        return 0;
+    _cleanup_free_ uint64_t *stack = malloc(STACK_BYTES);
+    remains.stack = stack;
+    int error = stack ? run_all_out(tree, &remains) : -ENOMEM;
+    bridge->blocked = error == -EAGAIN;
+    if (error)
+        return bridge->blocked ? 0 : error;
+    return clean(tree, task, &remains);
 }

@@ -16,7 +16,7 @@ import pytest
 from native._native import ffi, lib
 from tests.faults.faults import Faults, kill_at, kill_in
 from tests.harness.soak import times
-from tests.native.remote import RemoteVictim, batch, build, check, frozen, opened
+from tests.native.remote import RemoteVictim, batch, build, check, frozen, opened, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: acts on other processes")
 
@@ -69,3 +69,52 @@ def test_the_target_survives_a_kill(victim: RemoteVictim, phase: str, tmp_path: 
         check(lib.ckpt_track_disarm(tree, track), tree)
     assert victim.descriptors() == plain
     victim.goes_on()
+
+
+NAP = """
+import struct, sys
+from tests.native.remote import batch, frozen
+with frozen(int(sys.argv[1])) as tree:
+    print("in", flush=True)
+    batch(tree, int(sys.argv[1]), [(110,), (35, ("data", 0), 0), (110,)], struct.pack("qq", 0, 150_000_000))
+"""
+
+
+@pytest.mark.parametrize("victim", ["registers", "pause", "threads"], indirect=True)
+def test_a_thread_inside_a_dead_tracers_batch_is_let_out_first(victim: RemoteVictim) -> None:
+    for _ in range(times(2, 10)):
+        command = [sys.executable, "-c", NAP, str(victim.pid)]
+        with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT, stdout=subprocess.PIPE) as tracer:
+            assert tracer.stdout is not None
+            assert tracer.stdout.readline() == b"in\n"
+            wait_until(lambda: Path(f"/proc/{victim.pid}/syscall").read_text().startswith("35 "), "the call of the batch")
+            tracer.kill()
+        assert any(line.startswith("3a") for line in victim.maps()), "the victim is not in the batch any more: nothing was tested"
+        with frozen(victim.pid) as tree:
+            regs = ffi.new("uint64_t[27]")
+            check(lib.ckpt_thread_get(tree, victim.pid, regs, ffi.NULL, 0, ffi.NULL), tree)
+            assert not 0x3A0000000000 <= regs[16] < 0x550000000000, "rip stands in the bridge"
+            assert not any(line.startswith("3a") for line in victim.maps())
+        victim.goes_on()
+
+
+@pytest.mark.parametrize("victim", ["fork"], indirect=True)
+@pytest.mark.parametrize("phase", ["injected", "batch", "batch-done"])
+def test_a_child_that_inherits_the_remains_is_rid_of_them(victim: RemoteVictim, phase: str, tmp_path: Path) -> None:
+    faults = Faults(tmp_path, kill_at(phase))
+    command = [sys.executable, str(DRIVER), str(victim.pid)]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT), **faults.env()}, cwd=ROOT, timeout=60, check=False)
+    assert sum(faults.fired().values()) == 1
+    os.kill(victim.pid, signal.SIGUSR1)
+    children = Path(f"/proc/{victim.pid}/task/{victim.pid}/children")
+    wait_until(lambda: children.read_text() != "", "the child")
+    child = int(children.read_text())
+    try:
+        wait_until(lambda: victim.rounds()[1] > 20, "the child's rounds")
+        with frozen(victim.pid) as tree:
+            for pid in (victim.pid, child):
+                assert not any(line.startswith("3a") for line in Path(f"/proc/{pid}/maps").read_text().splitlines())
+                assert batch(tree, pid, [(39,)])[0] == [pid]
+        victim.goes_on()
+    finally:
+        os.kill(child, signal.SIGKILL)

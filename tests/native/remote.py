@@ -20,9 +20,8 @@ REPORT = struct.Struct("68Q")
 
 def build(folder: Path) -> Path:
     program = folder / "remote_victim"
-    subprocess.run(
-        ["gcc", "-O1", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-o", program, HERE / "remote_victim.c", "-lpthread"], check=True
-    )
+    flags = ["-O1", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run(["gcc", *flags, "-o", program, HERE / "remote_victim.c", "-lpthread"], check=True)
     return program
 
 

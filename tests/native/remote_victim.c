@@ -8,6 +8,7 @@
  *   pause      pause() ended by an interval timer whose handler counts
  *   masked     every signal blocked, in read() from a pipe that a second thread feeds: the bytes are in order
  *   caught     SIGURG and SIGWINCH have handlers (a round with one of them called is wrong); otherwise busy as `registers`
+ *   fork       busy as `registers`; SIGUSR1 makes it fork a child that is busy as well
  *   handlers   16 threads: half are hit by signals all the time and check that the handler's frame left their registers alone
  *   threads    16 threads: registers, nanosleep, condition variables with a counter under a mutex
  */
@@ -150,7 +151,7 @@ static void registers_once(uint64_t seed) {
 }
 
 static void *registers(void *unused) {
-    for (uint64_t seed = 1;; seed++)
+    for (uint64_t seed = 16;; seed++)
         registers_once(seed);
     return unused;
 }
@@ -265,6 +266,19 @@ static void *caught(void *unused) {
     return registers(unused);
 }
 
+static void on_fork(int sig) {
+    (void)sig;
+    if (fork() == 0) {
+        me = 1;
+        registers(NULL);
+    }
+}
+static void *forks(void *unused) {
+    struct sigaction action = {.sa_handler = on_fork, .sa_flags = SA_RESTART};
+    sigaction(SIGUSR1, &action, NULL);
+    return registers(unused);
+}
+
 enum { THREADS = 16 };
 static pthread_t crew[THREADS];
 static _Atomic uint64_t handled[THREADS];
@@ -321,7 +335,7 @@ static void *threads(void *unused) {
 int main(int argc, char **argv) {
     static const struct { const char *name; void *(*body)(void *); } modes[] = {
         {"registers", registers}, {"nanosleep", sleeps}, {"epoll", epolls}, {"pause", pauses},
-        {"masked", masked},       {"caught", caught},    {"handlers", handlers}, {"threads", threads}};
+        {"masked", masked},       {"caught", caught},    {"fork", forks},      {"handlers", handlers}, {"threads", threads}};
     int fd = argc == 3 ? open(argv[2], O_RDWR | O_CREAT, 0600) : -1;
     if (fd < 0 || ftruncate(fd, sizeof *report))
         return 2;

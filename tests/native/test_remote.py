@@ -178,3 +178,44 @@ def test_arming_is_found_again_moves_nothing_and_can_be_undone(start: Callable[[
         check(lib.ckpt_track_disarm(tree, lost), tree)
     assert victim.descriptors() == before
     victim.goes_on()
+
+
+@pytest.mark.parametrize("mode", ["registers", "threads", "caught"])
+def test_questions_are_answered_by_every_thread_and_every_process(start: Callable[[str], RemoteVictim], mode: str) -> None:
+    victim = start(mode)
+    with opened(victim.pid) as tree:
+        sink = ffi.new("ckpt_sink **")
+        check(lib.ckpt_sink_new(1 << 20, b"/tmp", sink), tree)
+        questions = ffi.new("struct ckpt_question[3]")
+        questions[0].nr, questions[0].answer_arg, questions[0].per_thread = GETTID, 7, 1
+        questions[1].nr, questions[1].answer_arg, questions[1].answer_size = GETCWD, 0, 300
+        questions[1].arg[1] = 300
+        questions[2].nr, questions[2].answer_arg, questions[2].answer_size, questions[2].per_thread = 131, 1, 24, 1  # sigaltstack
+        options = ffi.new("struct ckpt_capture_options *", {"questions": questions, "question_count": 3})
+        options.proc_files = options.thread_files = nothing = ffi.new("char *[1]")
+        track = ffi.new("struct ckpt_track[]", [{"pid": victim.pid, "tracker": lib.CKPT_TRACK_NONE, "remote_fd": -1}])
+        options.tracks, options.track_count, options.scan_threads = track, 1, 1
+        threads, maps = victim.threads(), len(victim.maps())
+        check(lib.ckpt_capture(tree, options, sink[0], ffi.new("struct ckpt_timing *")), tree)
+        answers = dict(records(sink[0], lib.CKPT_R_ANSWER))
+        lib.ckpt_sink_free(sink[0])
+        assert nothing
+    assert {tid: struct.unpack("q", answers[(0, tid)])[0] for tid in threads} == {tid: tid for tid in threads}
+    assert [struct.unpack("qQiQ", answers[(2, tid)][:32])[0] for tid in threads] == [0] * len(threads)
+    cwd = os.fsencode(os.readlink(f"/proc/{victim.pid}/cwd"))
+    assert answers[(1, 0)][8:].startswith(cwd + b"\0")
+    assert len(answers) == 2 * len(threads) + 1
+    assert len(victim.maps()) == maps
+    victim.goes_on()
+
+
+def records(sink: object, kind: int) -> Iterator[tuple[tuple[int, int], bytes]]:
+    """((question, tid), bytes) of each record of this kind."""
+    lent = ffi.new("const uint8_t **")
+    stream = bytes(ffi.buffer(lent[0], lib.ckpt_sink_records(sink, lent))) if lib.ckpt_sink_records(sink, lent) else b""
+    at = 0
+    while at < len(stream):
+        found, _, tid, _, index, size = struct.unpack_from("IiiiiI", stream, at)
+        if found == kind:
+            yield (index, tid), stream[at + 24 : at + 24 + size]
+        at += 24 + (size + 7) // 8 * 8
