@@ -3,18 +3,18 @@
  * for: an EINTR, an early return or a lost wake-up shows.
  */
 #include "victim.h"
+#include <netinet/in.h>
 #include <sys/epoll.h>
 #include <sys/msg.h>
 #include <sys/select.h>
 #include <sys/sem.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 
 enum { WAITS = 11 };
 static const char *const names[WAITS] = {"epoll_wait", "epoll_pwait", "poll",   "select", "sigwaitinfo", "msgrcv",
                                          "semop",      "read",        "recv",   "accept", "condition"};
 static int pipes[WAITS][2], epolls[2], queue, semaphores, listener;
-static struct sockaddr_un address;
+static struct sockaddr_in address;
 static socklen_t address_bytes;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t condition = PTHREAD_COND_INITIALIZER;
@@ -78,7 +78,7 @@ static void wake(int kind) {
     else if (kind == 6)
         need(semop(semaphores, &up, 1) == 0, "semop");
     else if (kind == 9) {
-        int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+        int fd = socket(AF_INET, SOCK_STREAM, 0);
         need(connect(fd, (void *)&address, address_bytes) == 0, "connect");
         close(fd);
     } else if (kind == 10) {
@@ -130,11 +130,11 @@ static void make(void) {
         epolls[i] = epoll_create1(0);
         need(epoll_ctl(epolls[i], EPOLL_CTL_ADD, pipes[i][0], &event) == 0, "epoll_ctl");
     }
-    listener = socket(AF_UNIX, SOCK_STREAM, 0);
-    address.sun_family = AF_UNIX;
-    address_bytes = sizeof address.sun_family;
-    need(bind(listener, (void *)&address, address_bytes) == 0 && listen(listener, 8) == 0, "bind"); /* autobind: an abstract name */
+    listener = socket(AF_INET, SOCK_STREAM, 0);
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     address_bytes = sizeof address;
+    need(bind(listener, (void *)&address, address_bytes) == 0 && listen(listener, 8) == 0, "bind"); /* any free port */
     getsockname(listener, (void *)&address, &address_bytes);
 }
 
