@@ -7,7 +7,7 @@ Invariants
  1. Descriptors for mappings are opened first: the mapping that still holds an object may be the one that goes.
  2. Then what goes is unmapped, then brk moves (its way is free now), then the rest is mapped and protected.
  3. Mappings of the kernel (vdso, vvar, vsyscall, uprobes) are never touched; a vdso elsewhere means an exec since: refused.
- 4. Nothing that is equal is touched, so that its pages stay tracked.
+ 4. Nothing that is equal is touched, so that its pages stay tracked. An anonymous mapping that was one becomes one again.
 
 [stack]: what it has grown since is unmapped again. It holds only dead frames of the undone time, the kernel grows it again
 by itself, and an exact layout keeps `verify` simple. Where it was larger then, a MAP_GROWSDOWN piece is put below it.
@@ -48,6 +48,7 @@ class Piece:
     end: int
     now: Mapping | None
     wanted: Mapping | None
+    torn: bool = False  #: the wanted mapping is one, and what stands there is not: it is mapped anew as a whole
 
 
 @dataclass(slots=True)
@@ -65,7 +66,7 @@ def plan_layout(now: Task, wanted: Task, now_files: Sequence[OpenFile], world: W
         plan.refusals.append(f"{who}: its vdso lies elsewhere: it has executed another program since; ckpt restore --replace")
         return plan
     moved = _brk_move(now, wanted)
-    pieces = list(cut(moved.after, _ours(wanted.mappings)))
+    pieces = _pieces(moved, wanted)
     sources = _Sources(plan, now, now_files, world, who)
     for piece in pieces:
         if piece.wanted and not _same(piece) and piece.wanted.backing.kind != "anonymous":
@@ -119,9 +120,20 @@ def paths_to_check(now: Task, wanted: Task) -> set[str]:
     """Paths whose identity the plan needs to know: files that have to be mapped again."""
     return {
         piece.wanted.backing.path
-        for piece in cut(_brk_move(now, wanted).after, _ours(wanted.mappings))
+        for piece in _pieces(_brk_move(now, wanted), wanted)
         if piece.wanted and piece.wanted.backing.kind == "file" and not piece.wanted.backing.deleted and not _same(piece)
     }
+
+
+def _pieces(moved: _BrkMove, wanted: Task) -> list[Piece]:
+    """The cut layouts. An anonymous mapping that was one and now would be put together of several is torn: a kernel's mapping
+    has a page offset and an anon_vma of its own, so pieces do not join, and mremap over their border fails with EFAULT."""
+    pieces = list(cut(moved.after, _ours(wanted.mappings)))
+    parts: dict[int, set[int]] = {}
+    for piece in pieces:
+        if piece.wanted and piece.wanted.backing.kind == "anonymous" and piece.wanted.name not in ("[heap]", "[stack]"):
+            parts.setdefault(piece.wanted.start, set()).add(piece.now.start if piece.now else -1)
+    return [replace(piece, torn=True) if piece.wanted and len(parts.get(piece.wanted.start, ())) > 1 else piece for piece in pieces]
 
 
 def cut(now: Sequence[Mapping], wanted: Sequence[Mapping]) -> Iterator[Piece]:
@@ -154,7 +166,7 @@ _KIND_FLAGS = b.MAP_SHARED | b.MAP_PRIVATE | b.MAP_GROWSDOWN
 def _same(piece: Piece) -> bool:
     """The same backing at the same place: only its protection may differ."""
     now, wanted = piece.now, piece.wanted
-    if now is None or wanted is None or now.backing.kind != wanted.backing.kind:
+    if piece.torn or now is None or wanted is None or now.backing.kind != wanted.backing.kind:
         return False
     if (now.flags ^ wanted.flags) & _KIND_FLAGS:
         return False

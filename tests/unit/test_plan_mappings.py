@@ -132,6 +132,14 @@ def test_a_file_in_the_place_of_anonymous_memory_and_back() -> None:
     apply(task(anon(0, 2), of_file(2, 3), anon(5, 3)), task(anon(0, 8)))
 
 
+def test_one_mapping_is_never_put_together_of_several() -> None:
+    """mremap over the border of two mappings fails: what was one is mapped as one, at the price of its pages."""
+    for now in (task(anon(0, 3)), task(anon(0, 3), anon(3, 5)), task(anon(0, 3), anon(3, 5, RO))):
+        (only,) = plan_layout(now, task(anon(0, 8)), (), WORLD).batch.calls
+        assert (only.nr, only.args[0].value, only.args[1].value) == (b.NR_MMAP, BASE, 8 * PAGE)
+    assert plan_layout(task(anon(0, 9)), task(anon(0, 8)), (), WORLD).batch.calls[0].nr == b.NR_MUNMAP
+
+
 def test_same_file_at_another_offset_is_mapped_again() -> None:
     apply(task(of_file(0, 4, offset=0)), task(of_file(0, 4, offset=PAGE)))
 
