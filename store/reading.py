@@ -37,7 +37,7 @@ class PageReader:
         self._layout = layout
         for pack in layout.packs():
             row = connection.execute("SELECT lengths, frames FROM packs WHERE pack = ?", (pack,)).fetchone()
-            if row is not None and len(row[0]) == 2 * row[1]:
+            if row is not None and len(row[0]) == 2 * row[1]:  # a pack that is not there, or not right, gives no page: damaged
                 check(lib.st_reader_pack(self._reader, pack, ffi.from_buffer("uint16_t[]", row[0]), row[1]), "reader")
 
     def pieces(self) -> Iterator[memoryview]:

@@ -23,6 +23,7 @@ _COLUMNS = (
     "generation, parent, lineage, incarnation, kind, tracker, pid, command, created_ns, stop_ns, total_ns, "
     'resident, dirty, "read", zero, deduplicated, stored, bytes_stored'
 )
+_KEPT_LAYOUTS = 4
 _PLAIN = ("processes", "threads", "mappings", "descriptors", "page_runs", "spaces", "phases")
 
 
@@ -38,6 +39,7 @@ class Store(AbstractContextManager["Store"]):
         self.uuid: str = info["uuid"]
         self._key: bytes = info["hash_key"]
         self.format: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        self._layouts: dict[tuple[int, int], Layout] = {}
         self._descriptor = raw_descriptor(path)
 
     @classmethod
@@ -184,8 +186,16 @@ class Store(AbstractContextManager["Store"]):
         return [row[0] for row in self._query("SELECT space FROM spaces WHERE generation = ? ORDER BY space", (number,))]
 
     def _layout(self, number: int, space: int) -> Layout:
+        """Layouts never change and numbers are never used again, so the last few are kept; that they are still there is asked."""
         with translated(self.path):
-            return load_layout(self._connection, number, space)
+            if (number, space) not in self._layouts:
+                layout = load_layout(self._connection, number, space)
+                while len(self._layouts) >= _KEPT_LAYOUTS:
+                    del self._layouts[next(iter(self._layouts))]
+                self._layouts[number, space] = layout
+            else:
+                self._must_exist(number)
+            return self._layouts[number, space]
 
     def runs(self, number: int, space: int) -> bytes:
         """struct ckpt_run[] of DATA and ZERO: every page of the space."""

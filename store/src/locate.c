@@ -2,6 +2,7 @@
  * read needs no lock and can be as large and as parallel as the disk likes. What is found is only a guess to its callers: the
  * file may change under us, and every frame proves itself by its hash. */
 #include <errno.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "pages.h"
@@ -50,10 +51,26 @@ static uint32_t lower(const uint8_t *page, uint32_t page_size, uint32_t head, ui
     return low;
 }
 
-int st_locate_first(int fd, struct st_geometry geometry, uint32_t root, uint32_t pack, uint32_t *ret_first)
+/* The first overflow page of the cell with this key in a leaf: -ENOENT when the key is not there. */
+static int leaf_first(const uint8_t *page, struct st_geometry geometry, uint32_t cells, uint32_t pack, uint32_t *ret_first)
+{
+    const uint8_t *after;
+    uint32_t at = lower(page, geometry.page_size, 8, cells, 1, pack);
+    if (at == cells || cell_key(page, geometry.page_size, 8, at, 1, &after) != pack)
+        return -ENOENT;
+    if (after + geometry.local + 4 > page + geometry.page_size)
+        return -EBADMSG;
+    *ret_first = be32(after + geometry.local);
+    return 0;
+}
+
+int st_locate_first(int fd, struct st_geometry geometry, uint32_t root, uint32_t pack, uint8_t *leaf_page, uint32_t *ret_first)
 {
     uint8_t page[65536];
     uint32_t size = geometry.page_size, number = root;
+    /* Packs are asked for in order and a leaf holds several: the last leaf often has the next one too. */
+    if (leaf_page[0] == 0x0d && leaf_first(leaf_page, geometry, be16(leaf_page + 3), pack, ret_first) == 0)
+        return 0;
     for (int depth = 0; depth < 20 && number; depth++) {
         if (pread(fd, page, size, (off_t)(number - 1) * size) != (ssize_t)size)
             return -EIO;
@@ -61,19 +78,13 @@ int st_locate_first(int fd, struct st_geometry geometry, uint32_t root, uint32_t
         uint32_t cells = be16(page + 3), head = leaf ? 8 : 12;
         if ((!leaf && page[0] != 0x05) || head + 2 * cells > size)
             return -EBADMSG;
-        const uint8_t *after;
-        uint32_t at = lower(page, size, head, cells, leaf, pack);
-        if (!leaf) {
-            const uint8_t *child = at == cells ? page + 8 : page + be16(page + head + 2 * at);
-            number = child + 4 <= page + size ? be32(child) : 0;
-            continue;
+        if (leaf) {
+            memcpy(leaf_page, page, size);
+            return leaf_first(page, geometry, cells, pack, ret_first);
         }
-        if (at == cells || cell_key(page, size, head, at, 1, &after) != pack)
-            return -ENOENT;
-        if (after + geometry.local + 4 > page + size)
-            return -EBADMSG;
-        *ret_first = be32(after + geometry.local);
-        return 0;
+        uint32_t at = lower(page, size, head, cells, 0, pack);
+        const uint8_t *child = at == cells ? page + 8 : page + be16(page + head + 2 * at);
+        number = child + 4 <= page + size ? be32(child) : 0;
     }
     return -EBADMSG;
 }

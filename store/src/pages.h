@@ -48,8 +48,8 @@ int st_index_add(struct st_index *index, const uint8_t *hash, uint64_t id);
 size_t st_index_count(const struct st_index *index);
 void st_index_copy(const struct st_index *index, struct st_entry *ret_entries);
 
-/* locate.c: the file pages of a pack's BLOB. */
-int st_locate_first(int fd, struct st_geometry geometry, uint32_t root, uint32_t pack, uint32_t *ret_first);
+/* locate.c: the file pages of a pack's BLOB. leaf_page: a page's room, zeroed at first, in which the last leaf is kept. */
+int st_locate_first(int fd, struct st_geometry geometry, uint32_t root, uint32_t pack, uint8_t *leaf_page, uint32_t *ret_first);
 /* The overflow page behind `page` when SQLite appended the chain in one go (it skips its own pages). */
 uint32_t st_locate_next_guess(uint32_t page_size, uint32_t page);
 #ifdef __cplusplus

@@ -29,6 +29,7 @@ struct st_reader {
     uint32_t root;
     struct pack *packs;
     size_t count, room;
+    uint8_t leaf[65536]; /* of st_locate_first */
 };
 
 /* A stretch of frames of one pack, and where its first page goes. */
@@ -70,7 +71,9 @@ void st_reader_free(st_reader *r)
 static int find_pages(st_reader *r, struct pack *pack, int walk)
 {
     uint32_t page;
-    int e = st_locate_first(r->fd, r->geometry, r->root, pack->number, &page);
+    if (walk)
+        r->leaf[0] = 0;
+    int e = st_locate_first(r->fd, r->geometry, r->root, pack->number, r->leaf, &page);
     if (e < 0)
         return e;
     uint32_t *where = malloc((pack->file_pages + 1) * sizeof(*where));
