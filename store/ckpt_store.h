@@ -40,6 +40,11 @@ int st_map_diff(const st_map *a, const st_map *b, st_map **ret_map);
 int st_map_select(const st_map *known, const struct st_run *layout, size_t count, st_map **ret_map, uint64_t *ret_page);
 /* Pages at the same or another place in b whose content is in a too (zero pages aside). */
 int st_map_shared(const st_map *a, const st_map *b, uint64_t *ret_pages);
+/* The map as runs: DATA, ZERO and ABSENT, neighbours joined; into a buffer of as many runs as there are extents. Returns how many. */
+size_t st_map_runs(const st_map *map, struct st_run *ret_runs);
+/* The extents again, cut so that window w is extents ret_starts[w] .. ret_starts[w + 1] with `limit` pages (the last: what is left).
+ * Both arrays are the caller's, by st_free. */
+int st_map_windows(const st_map *map, uint64_t limit, struct st_extent **ret_extents, uint64_t **ret_starts, size_t *ret_windows);
 /* Sorted distinct packs that the map names; returns how many there are, fills up to cap. */
 int64_t st_map_packs(const st_map *map, uint32_t *ret_packs, size_t cap);
 /* Sets bit (slot) of every content of this pack that the map names; bits: one per slot. */

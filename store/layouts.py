@@ -115,19 +115,23 @@ class Layout:
 
     def runs(self) -> bytes:
         """struct st_run[]: DATA and ZERO, and ABSENT where the layout is a difference; neighbours joined."""
-        out: list[bytes] = []
-        last = (-1, 0, -1)
-        for page, content, count in self.extents():
-            kind = 1 if content == 0 else 3 if content == ABSENT else 0
-            if last[2] == kind and last[0] + last[1] == page and last[1] + count < 1 << 32:
-                last = (last[0], last[1] + count, kind)
-                continue
-            if last[1]:
-                out.append(RUN.pack(*last))
-            last = (page, count, kind)
-        if last[1]:
-            out.append(RUN.pack(*last))
-        return b"".join(out)
+        runs = ffi.new("struct st_run[]", max(len(self), 1))
+        return bytes(ffi.buffer(runs, lib.st_map_runs(self.pointer, runs) * RUN.size))
+
+    def windows(self, limit: int) -> list[tuple[Any, int, int]]:
+        """(struct st_extent *, how many, pages), each of `limit` pages but the last.
+
+        They lend from an array that the layout keeps until asked again.
+        """
+        extents, starts, count = ffi.new("struct st_extent **"), ffi.new("uint64_t **"), ffi.new("size_t *")
+        check(lib.st_map_windows(self.pointer, limit, extents, starts, count), "layout")
+        self._windows = ffi.gc(extents[0], lib.st_free)
+        edges = ffi.unpack(ffi.gc(starts[0], lib.st_free), count[0] + 1)
+        pages = self.pages()[0]
+        return [
+            (self._windows + edges[number], edges[number + 1] - edges[number], min(limit, pages - number * limit))
+            for number in range(count[0])
+        ]
 
 
 EMPTY = Layout.empty()

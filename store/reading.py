@@ -45,7 +45,7 @@ class PageReader:
 
         Raises StoreError(damaged) with the first page that cannot be had as its `page`.
         """
-        windows = self._windows()
+        windows = self._layout.windows(WINDOW // PAGE)
         if len(windows) < 2:
             for first, count, pages in windows:
                 yield from self._window(first, count, pages, bytearray(pages * PAGE))
@@ -58,25 +58,6 @@ class PageReader:
                     ahead.result()
                 ahead = pool.submit(self._prefetch, windows[number + 1]) if number + 1 < len(windows) else None
                 yield from self._window(first, count, pages, _free_buffer(buffers))
-
-    def _windows(self) -> list[tuple[Any, int, int]]:
-        """(extents, how many, pages), cut so that a window's pages fit WINDOW."""
-        limit = WINDOW // PAGE
-        windows: list[tuple[Any, int, int]] = []
-        extents: list[tuple[int, int, int]] = []
-        room = limit
-        for page, content, pages in self._layout.extents():
-            while pages:
-                part = min(pages, room)
-                extents.append((page, content, part))
-                page, pages, room = page + part, pages - part, room - part
-                content += part if content else 0
-                if not room:
-                    windows.append(_lent(extents, limit))
-                    extents, room = [], limit
-        if extents:
-            windows.append(_lent(extents, limit - room))
-        return windows
 
     def _prefetch(self, window: tuple[Any, int, int]) -> None:
         lib.st_reader_prefetch(self._reader, window[0], window[1])
@@ -116,11 +97,6 @@ class DamagedPageError(StoreError):
     def __init__(self, page: int, pack: int, slot: int) -> None:
         super().__init__("damaged", f"page {page:#x} cannot be read (pack {pack}, frame {slot})")
         self.page = page
-
-
-def _lent(extents: list[tuple[int, int, int]], pages: int) -> tuple[Any, int, int]:
-    array = ffi.new("struct st_extent[]", [(page, content, count, 0) for page, content, count in extents])
-    return array, len(extents), pages
 
 
 def _free_buffer(buffers: list[bytearray]) -> bytearray:
