@@ -47,9 +47,10 @@ def plan_attributes(now: Task, wanted: Task, kinds: Sequence[TaskKind] | None = 
 
 
 def _one(plan: AttributePlan, kind: TaskKind, now: State | None, wanted: State | None, tid: int, who: str) -> None:
-    if wanted is None or now == wanted:
+    timer = "timer" in kind.name
+    if wanted is None or (now == wanted and not timer):
         return
-    target = plan.timers if "timer" in kind.name else plan.threads if tid else plan.process
+    target = plan.timers if timer else plan.threads if tid else plan.process
     try:
         target.extend(kind.restore(now if now is not None else {}, wanted), tid)
     except CannotUndo as error:

@@ -34,7 +34,9 @@ class IntervalTimers:
             want = wanted.get(title)
             if want is None or now.get(title, {"interval_us": 0, "remaining_us": 0}) == want:
                 continue
-            spec = _ITIMERVAL.pack(*divmod(want["interval_us"], _MILLION), *divmod(want["remaining_us"], _MILLION))
+            # Expired, its signal still pending (and queued again): nothing remains, but a value of 0 would disarm it for good.
+            remaining = want["remaining_us"] or want["interval_us"]
+            spec = _ITIMERVAL.pack(*divmod(want["interval_us"], _MILLION), *divmod(remaining, _MILLION))
             calls.append(call(nr("setitimer"), which, spec, 0, note=f"ITIMER_{title.upper()}: {want['remaining_us']} us left"))
         return calls
 

@@ -51,13 +51,15 @@ class PosixTimers:
                 calls.append(call(nr("timer_delete"), int(number), note=f"delete POSIX timer {number}"))
         for number, timer in there.items():
             kept = number in here and all(here[number][key] == timer[key] for key in _IDENTITY)
-            if kept and here[number] == timer and timer["remaining"] == 0:
+            if kept and here[number] == timer and not timer["remaining"] and not timer["interval"]:
                 continue
             if timer["remaining"] is None:
                 raise CannotUndo(f"POSIX timer {number}: its time is not known")
             calls += [] if kept else self._create(int(number), timer)
-            if timer["remaining"] or kept:
-                spec = _ITIMERSPEC.pack(*divmod(timer["interval"], _SECOND), *divmod(timer["remaining"], _SECOND))
+            # Expired, its signal still pending (and queued again): nothing remains, but a value of 0 would disarm it for good.
+            remaining = timer["remaining"] or timer["interval"]
+            if remaining or kept:
+                spec = _ITIMERSPEC.pack(*divmod(timer["interval"], _SECOND), *divmod(remaining, _SECOND))
                 note = f"POSIX timer {number}: {timer['remaining']} ns left"
                 calls.append(call(nr("timer_settime"), int(number), 0, spec, 0, note=note))
         return calls
