@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from store import index, upkeep
 from store._pages import ffi, lib
 from store.database import APPLICATION_ID, FORMAT, PAGE_SIZE, transaction
-from store.layouts import ABSENT, Layout
+from store.layouts import ABSENT, RUN, Layout
 from store.manifests import change_rows, changes, load_layouts
 from store.reading import rescue_reader
 from store.records import Problem, Progress, StoreError
@@ -99,6 +99,7 @@ def _layouts(connection: sqlite3.Connection, frames: _Frames) -> tuple[dict[int,
             "OR (base IS NOT NULL AND NOT EXISTS (SELECT 1 FROM manifests b WHERE b.manifest = m.base AND b.base IS NULL))"
         )
     ]
+    live = upkeep.Live(sorted((pack, len(lengths)) for pack, lengths in frames.items()))
     for (number,) in connection.execute("SELECT generation FROM generations ORDER BY generation").fetchall():
         try:
             found[number] = load_layouts(connection, number)
@@ -109,18 +110,34 @@ def _layouts(connection: sqlite3.Connection, frames: _Frames) -> tuple[dict[int,
             row[0]: row[1:] for row in connection.execute("SELECT space, pages, zero_pages FROM spaces WHERE generation = ?", (number,))
         }
         for space, layout in found[number].items():
-            if counts[space] != layout.pages() or any(content == ABSENT for _, content, _ in layout.extents()):
+            if counts[space] != layout.pages() or any(kind == 3 for _, _, kind in RUN.iter_unpack(layout.runs())):
                 problems.append(Problem(5, f"generation {number}, space {space}: page counts are not what its manifest says", number))
-            for page, content, count in layout.extents():
-                lengths, slot = frames.get(content >> 16), content & 0xFFFF
-                if content not in (0, ABSENT) and (lengths is None or slot + count > len(lengths) or 0 in lengths[slot : slot + count]):
-                    problems.append(
-                        Problem(
-                            6, f"generation {number}, space {space}, page {page:#x}: pack {content >> 16} does not have its frame", number
-                        )
-                    )
-                    break
+            if not live.mark(layout):
+                problems += _missing_frames(number, space, layout, frames)
+    if any(_bit(bits, slot) for (pack, _), bits in zip(live.packs, live.bits, strict=True) for slot in _dropped(frames[pack])):
+        seen = {problem.message for problem in problems}
+        for number, spaces in found.items():
+            for space, layout in spaces.items():
+                problems += [problem for problem in _missing_frames(number, space, layout, frames) if problem.message not in seen]
     return found, problems
+
+
+def _dropped(lengths: memoryview) -> list[int]:
+    return [slot for slot, length in enumerate(lengths) if not length] if 0 in lengths else []
+
+
+def _bit(bits: bytearray, slot: int) -> bool:
+    return bool(bits[slot >> 3] >> (slot & 7) & 1)
+
+
+def _missing_frames(number: int, space: int, layout: Layout, frames: _Frames) -> Iterator[Problem]:
+    """The first page of the layout whose frame is not there."""
+    for page, content, count in layout.extents():
+        lengths, slot = frames.get(content >> 16), content & 0xFFFF
+        if content not in (0, ABSENT) and (lengths is None or slot + count > len(lengths) or 0 in lengths[slot : slot + count]):
+            pack = content >> 16
+            yield Problem(6, f"generation {number}, space {space}, page {page:#x}: pack {pack} does not have its frame", number)
+            return
 
 
 def _packs(connection: sqlite3.Connection) -> Iterator[Problem]:
