@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt.live import core, preflight, runtime
+from ckpt.ops.rollback import settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,11 @@ class Found:
 
 
 def check(pid: int) -> Found:
-    """Looks from outside; the tree is not stopped. Raises NotFoundError (6), PermissionDeniedError (4)."""
+    """Looks from outside; the tree is not stopped. Raises NotFoundError (6), PermissionDeniedError (4).
+
+    A rollback that a killed ckpt left in the middle is finished first.
+    """
+    settle(pid)
     with core.Tree(pid, runtime.start_ticks(pid)) as tree:
         problems = list(preflight.examine(tree))
         threads = tree.threads()

@@ -77,6 +77,12 @@ class Result:
 
 def rollback(request: Request, progress: Callable[[str], None] = lambda _text: None) -> Result:
     """Rolls a living process back. Raises RefusedError (3), PermissionDeniedError (4), DamagedError (5), NotFoundError (6)."""
+    done = _rollback(request, progress, only_unfinished=False)
+    assert done is not None
+    return done
+
+
+def _rollback(request: Request, progress: Callable[[str], None], *, only_unfinished: bool) -> Result | None:
     clock = Clock()
     with ExitStack() as stack:
         history = stack.enter_context(open_store(request.store, Mode.READ))
@@ -85,6 +91,8 @@ def rollback(request: Request, progress: Callable[[str], None] = lambda _text: N
         ref = living(generation, wanted, request.pid)
         tree = stack.enter_context(core.Tree(ref.pid, ref.start_ticks))
         stack.enter_context(runtime.target_lock(ref))
+        if only_unfinished and journal.load(ref) is None:
+            return None  # another ckpt was at work on it, and has finished
         clock.lap("opened")
         run = _Run(request, ref, tree, history, generation, wanted, clock, progress)
         return run.look() if request.dry_run else run.run()
@@ -384,4 +392,5 @@ def settle(pid: int) -> Result | None:
     unfinished = journal.load(ref)
     if unfinished is None:
         return None
-    return rollback(Request(str(unfinished.generation), pid, Path(unfinished.store), unfinished.tcp))
+    request = Request(str(unfinished.generation), pid, Path(unfinished.store), unfinished.tcp)
+    return _rollback(request, lambda _text: None, only_unfinished=True)

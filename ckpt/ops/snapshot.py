@@ -98,7 +98,10 @@ class Baseline:
 
 def snapshot(request: Request, progress: Callable[[str], None] = lambda _text: None) -> Result:
     """Takes one snapshot. Raises RefusedError (3), PermissionDeniedError (4), NotFoundError (6), DamagedError (5), CkptError (1)."""
+    from ckpt.ops.rollback import settle  # which needs this module
+
     clock = Clock()
+    settle(request.pid)
     ref = PidRef(request.pid, runtime.start_ticks(request.pid))
     with ExitStack() as stack:
         tree = stack.enter_context(core.Tree(ref.pid, ref.start_ticks))
