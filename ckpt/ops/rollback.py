@@ -125,6 +125,8 @@ class _Memory:
     hold: bytes
     differs: bytes | None
     ranges: list[tuple[int, int, bool]]
+    scanned: bytes = b""  #: the last look at the running target, and what followed from it
+    work: PageWork = field(default_factory=lambda: PageWork([], [], []))
     ahead: list[Span] = field(default_factory=list)
     data: bytearray = field(default_factory=bytearray)
 
@@ -227,9 +229,9 @@ class _Run:
             memory = _Memory(
                 task, tracks[by_mm[task.pid]], self.source.raw_runs(task.mm), self._differs(before, task), private_ranges(task.mappings)
             )
-            scanned = bytes(act.pages_scan(self.tree, memory.track, sink, protect=False).runs)
-            work = page_work(memory.hold, scanned, memory.differs, memory.ranges)
-            self._fetch(memory, sorted({*work.write, *_mapped_anew(made, task, memory.hold)}))
+            memory.scanned = bytes(act.pages_scan(self.tree, memory.track, sink, protect=False).runs)
+            memory.work = page_work(memory.hold, memory.scanned, memory.differs, memory.ranges)
+            self._fetch(memory, sorted({*memory.work.write, *_mapped_anew(made, task, memory.hold)}))
             memories.append(memory)
         return memories
 
@@ -301,7 +303,7 @@ class _Run:
         pid = memory.task.pid
         scanned = bytes(act.pages_scan(self.tree, memory.track, sink, protect=False).runs)
         self.clock.lap("scanned")
-        work = page_work(memory.hold, scanned, memory.differs, memory.ranges)
+        work = memory.work if scanned == memory.scanned else page_work(memory.hold, scanned, memory.differs, memory.ranges)
         late = subtract(work.write, memory.ahead)
         self.clock.lap("sorted")
         act.pages_write(self.tree, pid, as_runs(memory.ahead), memory.data)
