@@ -1,6 +1,8 @@
 # Two commands matter: `make demo` and `make test`. Both set up what is missing first (scripts/setup).
+MAKEFLAGS += --no-builtin-rules
 PY := .venv/bin/python
-SOURCES := $(wildcard native/src/* native/*.h native/build_native.py store/src/* store/*.h store/build_store.py) pyproject.toml setup.py scripts/setup
+C_SOURCES := $(foreach room,native store,$(wildcard $(room)/*.h $(room)/build_*.py $(foreach end,c cc h inc S,$(room)/src/*.$(end))))
+SOURCES := $(C_SOURCES) pyproject.toml setup.py scripts/setup
 
 .PHONY: setup test demo lint unit native e2e bench soak clean
 
