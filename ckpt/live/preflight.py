@@ -47,7 +47,7 @@ def examine(tree: Tree) -> Iterator[Problem]:
     pids = sorted({thread.pid for thread in tree.threads()}, key=lambda pid: (pid != tree.pid, pid))
     for pid in pids:
         try:
-            yield from _task(pid)
+            yield from _task(pid, root=pid == tree.pid)
         except (FileNotFoundError, ProcessLookupError):
             if pid == tree.pid:
                 raise NotFoundError(f"task {pid}: has ended: give the pid of a living process") from None
@@ -55,9 +55,12 @@ def examine(tree: Tree) -> Iterator[Problem]:
             raise PermissionDeniedError(f"task {pid}: belongs to another user or may not be traced: run as root") from None
 
 
-def _task(pid: int) -> Iterator[Problem]:
+def _task(pid: int, *, root: bool) -> Iterator[Problem]:
     folder = Path(f"/proc/{pid}")
     stat, status = parse_stat((folder / "stat").read_bytes()), parse_status((folder / "status").read_bytes())
+    if stat.state in "ZX" and not root:
+        yield Problem(pid, False, f"task {pid} ({stat.comm}): is a zombie that its parent has not waited for: left out")
+        return
     whole = next(_whole(pid, stat, status), None)
     if whole is not None:
         yield Problem(pid, True, whole)

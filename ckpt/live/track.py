@@ -26,6 +26,7 @@ CONVERGED = 256  #: pages: copying so many while frozen takes less than 0.4 ms
 class Armed:
     tracks: tuple[core.Track, ...]  #: one per memory
     tracker: str  #: the weakest that is in use: "uffd", "softdirty" or "compare"
+    injectable: bool  #: no task of the tree has a seccomp filter: calls may be run inside
     exact: bool  #: nothing was lost since the last snapshot's thaw: the dirty state speaks for every memory
     seats: tuple[TrackerSeat, ...]
     warnings: tuple[str, ...]
@@ -53,7 +54,8 @@ def arm(tree: core.Tree, wanted: str, seats: Sequence[TrackerSeat]) -> Armed:
     names = {number: name for name, number in TRACKERS.items()}
     weakest = "compare" if any(t.tracker == core.COMPARE for t in tracks) else names[tracks[0].tracker]
     exact = all(not track.fresh for track in tracks)
-    return Armed(tuple(tracks), weakest, exact, tuple(fresh_seats), tuple(warnings))
+    injectable = all(may_inject(thread.pid) for thread in tree.threads() if thread.pid == thread.tid)
+    return Armed(tuple(tracks), weakest, injectable, exact, tuple(fresh_seats), tuple(warnings))
 
 
 def _arm_one(tree: core.Tree, pid: int, wanted: str, seat: TrackerSeat | None) -> tuple[core.Track, str]:

@@ -123,9 +123,11 @@ class _Run:
         self.baseline = find_baseline(history, ref, self.incarnation)
 
     def run(self, warnings: tuple[str, ...]) -> Result:
-        armed = track.arm(self.tree, self.request.tracker, self.baseline.seats)
+        # Without a baseline the dirty state means nothing: a tracker armed anew reports every page as written.
+        known = self.baseline.exact and self.request.mode != "full"
+        armed = track.arm(self.tree, self.request.tracker, self.baseline.seats if known else ())
         self.clock.lap("armed")
-        incremental = self.baseline.exact and armed.exact and self.request.mode != "full"
+        incremental = known and armed.exact
         if self.request.mode == "incremental" and not incremental:
             warnings = (*warnings, "no baseline stands for this process in this store: everything was read")
         record = runtime.Record(self.incarnation, self.baseline.lineage, seats=armed.seats)
@@ -146,7 +148,7 @@ class _Run:
             if self.request.kill:
                 self.tree.freeze()  # stays frozen to the end, so that nothing happens after the captured instant
             precopied, sink = self._precopy(stack, recording, spaces, armed, incremental)
-            capture = Capture(self.tree, armed.tracks, paranoid=self.request.paranoid)
+            capture = Capture(self.tree, armed.tracks, paranoid=self.request.paranoid, no_inject=not armed.injectable)
             self.clock.lap("prepared")
             timing = capture.run(sink)
             self.clock.lap("captured")
