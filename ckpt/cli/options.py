@@ -20,6 +20,4 @@ LineageOption = Annotated[
     typer.Option("--lineage", metavar="NAME", help="Only this lineage: a command's name or the lineage's text.", show_default=False),
 ]
 GenArgument = Annotated[str, typer.Argument(metavar="GEN", help="A number, a tag, latest, latest~2 or NAME@latest.", show_default=False)]
-GensArgument = Annotated[
-    list[str], typer.Argument(metavar="GEN", help="Numbers, tags, latest, latest~2, NAME@latest.", show_default=False)
-]
+GensArgument = Annotated[list[str], typer.Argument(metavar="GEN", help="Numbers, tags, latest, latest~2, NAME@latest.", show_default=False)]

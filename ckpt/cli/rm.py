@@ -13,9 +13,7 @@ from ckpt.cli.options import JsonOption, LineageOption, PidOption, StoreOption
 def command(
     gens: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="GEN", help="Numbers, tags, latest~2, NAME@latest; A..B is all from A to B.", show_default=False
-        ),
+        typer.Argument(metavar="GEN", help="Numbers, tags, latest~2, NAME@latest; A..B is all from A to B.", show_default=False),
     ] = None,
     keep: Annotated[
         str | None,

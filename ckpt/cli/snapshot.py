@@ -54,7 +54,9 @@ def command(
     if every is not None:
         repeat(request, parse_interval(every), keep, show)
         return
-    show(snapshot(request))
+    with output.progress(f"snapshot of {pid}") as step:
+        made = snapshot(request, step)
+    show(made)
     if keep is not None:
         from ckpt.ops.periodic import prune
 

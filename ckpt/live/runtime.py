@@ -98,12 +98,14 @@ def load(ref: PidRef) -> Record | None:
 
 
 def save(ref: PidRef, record: Record) -> None:
-    """Replaces the record in one step. Not synced: after a crash of the machine no target is alive that it could speak of."""
-    path = _path(ref, "json")
-    fresh = path.with_suffix(f".{os.getpid()}.new")
-    fresh.write_text(json.dumps(asdict(record)))
-    fresh.chmod(0o600)
-    fresh.replace(path)
+    """Writes the record over the old one, in place and in one write: replacing the file would make some file systems flush
+    it first (2 ms). A torn record is no record. Not synced: after a crash of the machine no target is alive."""
+    descriptor = os.open(_path(ref, "json"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        text = json.dumps(asdict(record)).encode()
+        os.pwrite(descriptor, text.ljust(os.fstat(descriptor).st_size), 0)
+    finally:
+        os.close(descriptor)
 
 
 def forget(ref: PidRef) -> None:

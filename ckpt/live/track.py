@@ -18,6 +18,7 @@ from ckpt.procfs import parse_status
 
 TRACKERS = {"uffd": core.UFFD, "softdirty": core.SOFT_DIRTY, "compare": core.COMPARE}
 SINK_PAGES_MIN, SINK_PAGES_MAX = 256, 8192  #: 1 MiB to 32 MiB: fresh memory costs 3-5 us a page here
+SINK_COMPARED_MAX = 24576  #: 96 MiB: with the rest of ckpt still well below 256 MB
 ROUNDS_MAX = 4
 CONVERGED = 256  #: pages: copying so many while frozen takes less than 0.4 ms
 
@@ -77,6 +78,13 @@ def sink_pages(expected: int) -> int:
     return max(SINK_PAGES_MIN, min(SINK_PAGES_MAX, expected + expected // 4 + 64))
 
 
+def compared_pages(tracks: Sequence[core.Track]) -> int:
+    """Room for what is read whole while frozen; beyond SINK_COMPARED_MAX it goes through the spill file."""
+    whole = [one.pid for one in tracks if one.tracker == core.COMPARE]
+    resident = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in whole)
+    return min(resident, SINK_COMPARED_MAX)
+
+
 #: (track, sink) -> None: what takes a filled sink's pages away
 Consumer = Callable[[core.Track, core.Sink], None]
 
@@ -84,8 +92,10 @@ Consumer = Callable[[core.Track, core.Sink], None]
 class Precopy:
     """Rounds of pre-copy with two sinks: while one is stored by a thread of its own, the other is filled."""
 
-    def __init__(self, tree: core.Tree, sinks: tuple[core.Sink, core.Sink], consume: Consumer) -> None:
-        self.tree, self.sinks, self.consume = tree, sinks, consume
+    def __init__(
+        self, tree: core.Tree, sinks: tuple[core.Sink, core.Sink], consume: Consumer, progress: Callable[[str, int, int], None]
+    ) -> None:
+        self.tree, self.sinks, self.consume, self.progress = tree, sinks, consume, progress
         self.written = 0
         self.rounds = 0
 
@@ -97,14 +107,14 @@ class Precopy:
                 if rounds is None and last <= CONVERGED:
                     break
                 before = last
-                last = sum(self._round(track, pool) for track in tracks)
+                last = sum(self._round(track, pool, before) for track in tracks)
                 self.written += last
                 self.rounds += 1
                 # What one round copied is what was written during the round before it; no gain, no more rounds.
                 if rounds is None and self.rounds > 1 and last > before * 3 // 4:
                     break
 
-    def _round(self, track: core.Track, pool: ThreadPoolExecutor) -> int:
+    def _round(self, track: core.Track, pool: ThreadPoolExecutor, expected: int) -> int:
         if track.tracker == core.COMPARE:
             return 0
         cursor, written, turn = 0, 0, 0
@@ -116,6 +126,7 @@ class Precopy:
             sink.reset()
             cursor, result = self.tree.precopy(track, sink, cursor)
             written += result.written
+            self.progress(f"copying while it runs, round {self.rounds + 1}", written, max(expected, written))
             waiting[turn] = pool.submit(self.consume, track, sink)
             turn ^= 1
         for busy in waiting:

@@ -113,5 +113,4 @@ def _refill(fd: int, there: bytes, want: bytes, capacity: int) -> list[RemoteCal
     return [*calls, *(call(nr("close"), result(index), note="close that end") for index in (0, 1))]
 
 
-
 KIND = Pipe()

@@ -120,9 +120,7 @@ class Unix:
         if sum(map(len, queue)) > _QUEUE_MAX:
             raise CannotUndo(f"unix socket pair: {sum(map(len, queue))} queued bytes are more than can be put back")
         flags = _MSG_DONTWAIT | _MSG_NOSIGNAL
-        return [
-            call(nr("sendto"), result(1 - index), data, len(data), flags, 0, 0, note="queued data", expect=len(data)) for data in queue
-        ]
+        return [call(nr("sendto"), result(1 - index), data, len(data), flags, 0, 0, note="queued data", expect=len(data)) for data in queue]
 
 
 KIND = Unix()
