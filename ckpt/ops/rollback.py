@@ -24,7 +24,7 @@ from ckpt.live import act, core, journal, objects, runtime, track
 from ckpt.live.capture import Layout
 from ckpt.live.execute import Executor, Unchanged, disturbed
 from ckpt.model import PidRef, Plan, Snapshot, Task
-from ckpt.ops.snapshot import Clock, find_baseline
+from ckpt.ops.baseline import Clock, find_baseline
 from ckpt.plan import FileIdentity, paths_of, plan
 from ckpt.plan.pages import PageWork, Span, as_runs, page_work, private_ranges, subtract, total
 from ckpt.procfs import parse_stat

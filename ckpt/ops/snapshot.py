@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import signal
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -27,7 +26,9 @@ from ckpt.live.pages import batches, layout
 from ckpt.live.preflight import preflight
 from ckpt.live.spaces import Spaces
 from ckpt.model import PidRef, Snapshot
+from ckpt.ops.baseline import Clock, find_baseline
 from ckpt.ops.paranoid import compare_pages
+from ckpt.ops.rollback import settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,30 +74,6 @@ class Result:
         return answer
 
 
-class Clock:
-    """Phase times: `lap(name)` books what has passed since the last lap."""
-
-    def __init__(self) -> None:
-        self.start = self.last = time.monotonic_ns()
-        self.phases: dict[str, int] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic_ns()
-        self.phases[name] = self.phases.get(name, 0) + now - self.last
-        self.last = now
-        core.mark(name)
-
-
-@dataclass(frozen=True, slots=True)
-class Baseline:
-    """What this memory descends from, and whether the dirty state since then is known."""
-
-    lineage: str
-    parent: int | None
-    exact: bool  #: pages that are not dirty are those of `parent`
-    seats: tuple[runtime.TrackerSeat, ...]
-
-
 #: (what, pages done, pages expected; 0 = unknown)
 Progress = Callable[[str, int, int], None]
 
@@ -107,8 +84,6 @@ def quiet(_what: str, _done: int, _total: int) -> None:
 
 def snapshot(request: Request, progress: Progress = quiet) -> Result:
     """Takes one snapshot. Raises RefusedError (3), PermissionDeniedError (4), NotFoundError (6), DamagedError (5), CkptError (1)."""
-    from ckpt.ops.rollback import settle  # which needs this module
-
     clock = Clock()
     settle(request.pid)
     ref = PidRef(request.pid, runtime.start_ticks(request.pid))
@@ -241,21 +216,3 @@ class _Run:
                 f"{len(verdict.wrong)} of {verdict.compared} pages differ from the living ones ({places}): nothing was kept; a bug of ckpt"
             )
         return {"compared": verdict.compared, "wrong": 0}
-
-
-def find_baseline(history: History, ref: PidRef, incarnation: str) -> Baseline:
-    """What an earlier snapshot left: exact only if its record matches this store, this very program and a generation that is there."""
-    record = runtime.load(ref)
-    there = {generation.number: generation for generation in history.generations()}
-    if record is not None and record.store == history.store.uuid and record.generation in there:
-        exact = record.incarnation == incarnation
-        return Baseline(record.lineage, record.generation, exact, record.seats)
-    own = [g for g in there.values() if runtime.same_process(g.incarnation, incarnation)]
-    if record is not None:
-        mine = [g.number for g in there.values() if g.lineage == record.lineage]
-        parent = max((g.number for g in own), default=max(mine, default=None))
-        return Baseline(record.lineage, parent, False, record.seats)
-    if own:
-        last = max(own, key=lambda g: g.number)
-        return Baseline(last.lineage, last.number, False, ())
-    return Baseline(uuid.uuid4().hex[:12], None, False, ())
