@@ -19,7 +19,7 @@ lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m importlinter.cli lint
+	.venv/bin/lint-imports --no-cache
 
 demo: setup
 	$(PY) scripts/demo.py

@@ -23,6 +23,7 @@ ffibuilder.set_source(
     "native._native",
     '#include "ckpt_native.h"',
     sources=[os.path.relpath(path, HERE.parent) for path in sorted((HERE / "src").glob("*.c"))],
+    depends=[os.path.relpath(path, HERE.parent) for path in sorted([*HERE.glob("*.h"), *(HERE / "src").glob("*.[hiS]*")])],
     include_dirs=["native", "native/src"],
     libraries=["pthread"],
     extra_compile_args=["-O2", "-g", "-std=gnu11", *WARNINGS],

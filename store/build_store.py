@@ -23,6 +23,7 @@ ffibuilder.set_source(
     "store._pages",
     '#include "ckpt_store.h"',
     sources=[os.path.relpath(path, HERE.parent) for path in sorted([*(HERE / "src").glob("*.c"), *(HERE / "src").glob("*.cc")])],
+    depends=[os.path.relpath(path, HERE.parent) for path in sorted([*HERE.glob("*.h"), *(HERE / "src").glob("*.[hiS]*")])],
     include_dirs=["store", "store/src"],
     libraries=["lz4", "zstd", "highwayhash", "pthread"],
     extra_compile_args=["-O2", "-g", *WARNINGS],

@@ -132,7 +132,8 @@ class Parser:
         )
 
     def _attributes(self, process: RawProcess) -> dict[str, State]:
-        raw = (process.pid, process.pid, process.files, process.answers, process.limits, {})
+        extra: dict[str, bytes] = {}
+        raw = (process.pid, process.pid, process.files, process.answers, process.limits, extra)
         return {kind.name: kind.parse(self._raw_task(kind, *raw)) for kind in self.table.task_kinds if not kind.per_thread}
 
     def _raw_task(
@@ -153,7 +154,8 @@ class Parser:
         state = SyscallState(
             phase="user" if nr < 0 else "call", nr=nr, args=arguments(words), raw_retval=shown, remaining_ns=None, evidence={}
         )
-        raw = (thread.pid, thread.tid, thread.files, thread.answers, (), thread.extra)
+        limits: tuple[tuple[int, int], ...] = ()  # of the process, not of a thread
+        raw = (thread.pid, thread.tid, thread.files, thread.answers, limits, thread.extra)
         attributes = {kind.name: kind.parse(self._raw_task(kind, *raw)) for kind in self.table.task_kinds if kind.per_thread}
         deliverable = bool(parse_status(thread.files["status"]).deliverable)
         decision = RetvalDecision(ACTIONS[action], value, decide(words, deliverable).reason, bool(disturbed))

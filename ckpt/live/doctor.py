@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckpt.errors import CkptError
 from ckpt.live import core, runtime
 
 
@@ -89,7 +90,7 @@ def _rights() -> Finding:
 def _folder() -> Finding:
     try:
         path = runtime.folder()
-    except (OSError, runtime.CkptError) as error:
+    except (OSError, CkptError) as error:
         lost = "no record of what was tracked: every snapshot reads everything"
         return Finding("run-time folder", False, str(error), lost, "set CKPT_RUNTIME_DIR to a folder of yours")
     return Finding("run-time folder", True, str(path))

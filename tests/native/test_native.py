@@ -35,9 +35,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(program: Path, *words: str, timeout: float) -> str:
     """Ends the whole group when it takes too long: victims hold the pipe open otherwise."""
-    process = subprocess.Popen(
-        [str(program), *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    process = subprocess.Popen([str(program), *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
