@@ -160,13 +160,41 @@ static int raw_thread(struct window *window, const struct task *task, const stru
     return error ? error : thread_files(window, task, thread);
 }
 
+/* One column of /proc/PID/limits: digits, or "unlimited". */
+static rlim_t limit_of(const char *column) {
+    while (*column == ' ')
+        column++;
+    return *column == 'u' ? RLIM_INFINITY : strtoull(column, NULL, 10);
+}
+
+/* The table of /proc/PID/limits: a head line, then one line a limit in the order of their numbers, in columns of 26, 21
+ * and 21 characters (fs/proc/base.c, proc_pid_limits). */
+static int limits_from_text(const struct task *task, struct rlimit *ret_limits) {
+    char text[4096];
+    ssize_t got = proc_read(task->dir, "limits", text, sizeof text - 1);
+    if (got < 0)
+        return (int)got;
+    text[got] = 0;
+    const char *line = text;
+    for (int i = 0; i < LIMIT_COUNT; i++) {
+        line = strchr(line, '\n');
+        if (!line || strlen(++line) < 47)
+            return -EIO;
+        ret_limits[i] = (struct rlimit){.rlim_cur = limit_of(line + 26), .rlim_max = limit_of(line + 47)};
+    }
+    return 0;
+}
+
+/* prlimit of another user's process wants CAP_SYS_RESOURCE, which even root may lack: the text shows the same. */
 static int limits(struct window *window, const struct task *task) {
     struct rlimit limit[LIMIT_COUNT];
-    for (int i = 0; i < LIMIT_COUNT; i++) {
-        int error = sys_prlimit(task->pid, i, &limit[i]);
-        if (error)
-            return tree_fail(window->tree, error, "limits", task->pid, 0, -1, 0, NULL);
-    }
+    int error = 0;
+    for (int i = 0; i < LIMIT_COUNT && !error; i++)
+        error = sys_prlimit(task->pid, i, &limit[i]);
+    if (error == -EPERM)
+        error = limits_from_text(task, limit);
+    if (error)
+        return tree_fail(window->tree, error, "limits", task->pid, 0, -1, 0, NULL);
     return sink_record(window->sink, CKPT_R_LIMITS, task->pid, 0, -1, 0, limit, sizeof limit);
 }
 
