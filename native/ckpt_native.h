@@ -197,6 +197,10 @@ struct ckpt_timing { /* nanoseconds; stop is freeze's first effect to thaw's las
  * frozen, on success and on failure (rollback looks at the layout inside its own freeze). */
 int ckpt_capture(ckpt_tree *tree, const struct ckpt_capture_options *options, ckpt_sink *sink, struct ckpt_timing *ret_timing);
 
+/* Descriptors only, of a tree that runs on and is not touched: what the pre-flight judges. Give only wants whose work cannot
+ * disturb (SOCKET, UNIX_DIAG, SEALS). A descriptor that is closed meanwhile fails the look: try again. */
+int ckpt_look(ckpt_tree *tree, const struct ckpt_capture_options *options, ckpt_sink *sink);
+
 /* What a sink lends until reset. Records: see struct ckpt_record. */
 enum ckpt_record_kind {
     CKPT_R_PROC_FILE = 1,    /* index = position in proc_files; pid */

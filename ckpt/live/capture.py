@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ckpt.errors import RefusedError
-from ckpt.kinds.base import Answer, RawDescriptor, RawTask, Unsupported, with_outside
+from ckpt.kinds.base import Answer, RawTask, Unsupported, with_outside
 from ckpt.kinds.table import table
 from ckpt.live import core, records
 from ckpt.live.doctor import machine
-from ckpt.live.preflight import recognise, refusal
+from ckpt.live.preflight import raw_descriptor, recognise, refusal
 from ckpt.live.records import RawCapture, RawFd, RawProcess, RawThread
 from ckpt.live.runtime import TrackerSeat
 from ckpt.live.spaces import Spaces
@@ -171,10 +171,10 @@ class Parser:
         return tuple(found)
 
     def _open_file(self, fd: RawFd, comm: str) -> int:
-        dev, ino, rdev, size, nlink, mode, identity, _duplicate, _pad = fd.head
+        raw = raw_descriptor(fd)
+        identity = raw.file
         if identity in self.files:
             return identity
-        raw = RawDescriptor(fd.pid, fd.fd, dev, ino, rdev, size, nlink, mode, identity, fd.link, fd.fdinfo, fd.work, fd.options)
         kind = recognise(raw)
         try:
             if kind is None:

@@ -277,6 +277,10 @@ class Tree:
         names = ("stop", "freeze", "files", "descriptors", "questions", "scan", "copy", "thaw")
         return {name: int(getattr(raw, name)) for name in names}
 
+    def look(self, options: CaptureOptions, sink: Sink) -> None:
+        """Records of the descriptors alone; the tree runs on. Fails when one is closed meanwhile."""
+        self.check(int(lib.ckpt_look(self.handle, options.raw, sink.handle)))
+
 
 @dataclass(frozen=True, slots=True)
 class WantRow:

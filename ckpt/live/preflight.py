@@ -11,15 +11,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckpt.errors import NotFoundError, PermissionDeniedError, RefusedError
-from ckpt.kinds.base import FdKind, RawDescriptor, Unsupported
+from ckpt.errors import CkptError, NotFoundError, PermissionDeniedError, RefusedError
+from ckpt.kinds.base import FdKind, RawDescriptor, Unsupported, Work
 from ckpt.kinds.table import table
+from ckpt.live import core, records
 from ckpt.live.core import Tree
+from ckpt.live.records import RawCapture, RawFd
 from ckpt.model import Mapping
 from ckpt.procfs import Stat, Status, parse_maps, parse_stat, parse_status
 
 PF_KTHREAD = 0x200000
 ELF_32 = 1
+HARMLESS = Work.SOCKET | Work.UNIX_DIAG | Work.SEALS  #: what may be asked of a running program's descriptors
+LOOKS = 5  #: a program that closes descriptors all the time is looked at again
 #: the features of the tracker's own userfaultfd, as fdinfo tells them (native/src/arm.c, invariant 3): WP_ASYNC, WP_UNPOPULATED,
 #: WP_HUGETLBFS_SHMEM, and the kernel's own bit for a handshake that was made
 TRACKER_FEATURES = 1 << 15 | 1 << 13 | 1 << 12 | 1 << 31
@@ -45,17 +49,20 @@ def preflight(tree: Tree) -> tuple[str, ...]:
 def examine(tree: Tree) -> Iterator[Problem]:
     """Every problem of every task of the tree."""
     pids = sorted({thread.pid for thread in tree.threads()}, key=lambda pid: (pid != tree.pid, pid))
+    comms: dict[int, str] = {}
     for pid in pids:
         try:
-            yield from _task(pid, root=pid == tree.pid)
+            yield from _task(pid, comms, root=pid == tree.pid)
         except (FileNotFoundError, ProcessLookupError):
             if pid == tree.pid:
                 raise NotFoundError(f"task {pid}: has ended: give the pid of a living process") from None
         except PermissionError:
             raise PermissionDeniedError(f"task {pid}: belongs to another user or may not be traced: run as root") from None
+    if comms:
+        yield from _descriptors(tree, comms)
 
 
-def _task(pid: int, *, root: bool) -> Iterator[Problem]:
+def _task(pid: int, comms: dict[int, str], *, root: bool) -> Iterator[Problem]:
     folder = Path(f"/proc/{pid}")
     stat, status = parse_stat((folder / "stat").read_bytes()), parse_status((folder / "status").read_bytes())
     if stat.state in "ZX" and not root:
@@ -65,13 +72,13 @@ def _task(pid: int, *, root: bool) -> Iterator[Problem]:
     if whole is not None:
         yield Problem(pid, True, whole)
         return
+    comms[pid] = stat.comm
     if status.seccomp:
         yield Problem(pid, False, f"task {pid} ({stat.comm}): has a seccomp filter: nothing is injected, every page is read and compared")
     for mapping in parse_maps((folder / "maps").read_bytes()):
         reason = _mapping(mapping)
         if reason:
             yield Problem(pid, True, f"mapping {mapping.start:#x} of task {pid} ({stat.comm}): {reason}")
-    yield from _descriptors(pid, stat.comm)
 
 
 def _whole(pid: int, stat: Stat, status: Status) -> Iterator[str]:
@@ -131,20 +138,27 @@ def _mapping(mapping: Mapping) -> str | None:
     return None
 
 
-def _descriptors(pid: int, comm: str) -> Iterator[Problem]:
-    for fd in sorted(int(name) for name in os.listdir(f"/proc/{pid}/fd")):
-        raw = _look(pid, fd)
-        if raw is None or is_tracker(raw):
-            continue
-        kind = recognise(raw)
-        try:
-            if kind is None:
-                raise Unsupported(f"{raw.link}: not supported")
-            check = getattr(kind, "check", None)
-            if check is not None:
-                check(raw)
-        except Unsupported as reason:
-            yield Problem(pid, True, refusal(fd, pid, comm, str(reason)))
+def _descriptors(tree: Tree, comms: dict[int, str]) -> Iterator[Problem]:
+    for process in _look(tree).processes.values():
+        for fd in process.fds.values():
+            raw = raw_descriptor(fd)
+            if process.pid not in comms or is_tracker(raw):
+                continue
+            try:
+                judge(raw)
+            except Unsupported as reason:
+                yield Problem(process.pid, True, refusal(fd.fd, process.pid, comms[process.pid], str(reason)))
+
+
+def judge(raw: RawDescriptor) -> None:
+    """Raises Unsupported if this descriptor could not be captured, as far as can be told without disturbing it."""
+    kind = recognise(raw)
+    if kind is None:
+        raise Unsupported(f"{raw.link}: not supported")
+    if Work.SOCKET in raw.work:
+        kind.parse(raw)
+    elif (check := getattr(kind, "check", None)) is not None:
+        check(raw)
 
 
 def refusal(fd: int, pid: int, comm: str, reason: str) -> str:
@@ -161,15 +175,28 @@ def recognise(raw: RawDescriptor) -> FdKind | None:
     return next((kind for kind in table().fd_kinds if kind.recognises(raw)), None)
 
 
-def _look(pid: int, fd: int) -> RawDescriptor | None:
-    """What can be seen of a descriptor without touching anything; None if it was closed meanwhile."""
-    try:
-        link = os.readlink(f"/proc/{pid}/fd/{fd}")
-        stat = os.stat(f"/proc/{pid}/fd/{fd}")
-        fdinfo = Path(f"/proc/{pid}/fdinfo/{fd}").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return RawDescriptor(pid, fd, stat.st_dev, stat.st_ino, stat.st_rdev, stat.st_size, stat.st_nlink, stat.st_mode, 0, link, fdinfo)
+def _look(tree: Tree) -> RawCapture:
+    """Every descriptor of the tree, with the answers that can be had while it runs."""
+    wants = [
+        core.WantRow(row.format, row.prefix, int(row.work & HARMLESS), [(o.level, o.name, o.size) for o in row.options])
+        for row in table().wants
+    ]
+    options = core.CaptureOptions(proc_files=(), thread_files=(), wants=wants, questions=(), tracks=())
+    with core.Sink(1, "/tmp") as sink:
+        for attempt in range(LOOKS):
+            sink.reset()
+            try:
+                tree.look(options, sink)
+                break
+            except CkptError:
+                if attempt == LOOKS - 1 or not Path(f"/proc/{tree.pid}").exists():
+                    raise
+        return records.decode(sink.records(), (), ())
+
+
+def raw_descriptor(fd: RawFd) -> RawDescriptor:
+    dev, ino, rdev, size, nlink, mode, identity, _duplicate, _pad = fd.head
+    return RawDescriptor(fd.pid, fd.fd, dev, ino, rdev, size, nlink, mode, identity, fd.link, fd.fdinfo, fd.work, fd.options)
 
 
 def command_name(pid: int) -> str:

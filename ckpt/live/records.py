@@ -99,7 +99,7 @@ def decode(view: memoryview, proc_files: Sequence[str], thread_files: Sequence[s
         if kind == OBJECT:
             raw.objects.append(RawObject(index, *OBJECT_HEAD.unpack_from(data)))
         elif kind in (FD, FDINFO, FD_WORK, FD_OPTION):
-            _descriptor(raw.processes[pid], kind, fd, index, data)
+            _descriptor(raw.processes.setdefault(pid, RawProcess(pid)), kind, fd, index, data)
         elif kind == ANSWER:
             answer = Answer(struct.unpack_from("<q", data)[0], data[8:])
             (raw.threads[tid].answers if tid else raw.processes[pid].answers)[index] = answer

@@ -191,3 +191,15 @@ int ckpt_capture(ckpt_tree *tree, const struct ckpt_capture_options *options, ck
     *ret_timing = window.timing;
     return 0;
 }
+
+int ckpt_look(ckpt_tree *tree, const struct ckpt_capture_options *options, ckpt_sink *sink) {
+    tree_fault_clear(tree);
+    __attribute__((cleanup(window_close))) struct window window = {
+        .tree = tree, .options = options, .sink = sink, .tee = {-1, -1}, .diag = -1};
+    int error = window_open(&window);
+    if (!error)
+        error = capture_descriptors(&window);
+    if (error)
+        ckpt_sink_reset(sink);
+    return error ? tree_fail(tree, error, "look", tree->root, 0, -1, 0, NULL) : 0;
+}
