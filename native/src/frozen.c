@@ -8,6 +8,7 @@
  *  1. The runs of a space reach the sink complete and sorted, then the bytes of its DATA runs, then (paranoid) the SAME
  *     runs again as a list of their own with their bytes.
  *  2. Only ioctls and reads happen in the second thread.
+ *  3. If a page cannot be read, guard pages are looked for; found, they are dropped and the space is put anew.
  */
 #include "scan.h"
 #include <errno.h>
@@ -159,6 +160,7 @@ static void reset_all(const struct task *task, struct scan_layout layout, struct
         if (maps_kind(&layout.lines[i]) != CKPT_RANGE_SKIP)
             uffd_reset(task->uffd, layout.lines[i].start, layout.lines[i].end);
     hints->reset = true;
+    hints->lost = false;
 }
 
 int scan_frozen(ckpt_tree *tree, struct task *task, const struct ckpt_track *track, struct scan_layout layout, bool protect,
@@ -169,7 +171,7 @@ int scan_frozen(ckpt_tree *tree, struct task *task, const struct ckpt_track *tra
     int error = hints ? scan_open(task, track, protect, &scan) : -ENOMEM;
     if (error)
         return tree_fail(tree, error, "scan", task->pid, 0, -1, 0, "pagemap");
-    if (scan.protect && track->fresh && !hints->reset)
+    if (scan.protect && ((track->fresh && !hints->reset) || hints->lost))
         reset_all(task, layout, hints);
     size_t hint = 0;
     for (size_t i = 0; i < layout.count && !error; i++)
@@ -209,6 +211,37 @@ static int copy_content(ckpt_tree *tree, struct task *task, struct scan_memory *
     return error ? tree_fail(tree, error, "read pages", task->pid, 0, -1, at, NULL) : 0;
 }
 
+static int put_and_copy(ckpt_tree *tree, struct task *task, struct scan_memory *memory, ckpt_sink *sink) {
+    int error = sink_space(sink, task->mm);
+    if (!error && (error = put_runs(sink, memory->runs, false)))
+        sink_space_undo(sink);
+    if (error)
+        return tree_fail(tree, error, "scan", task->pid, 0, -1, 0, "runs");
+    return copy_content(tree, task, memory, CKPT_DATA, sink);
+}
+
+/* A page could not be read. If guard pages are among the runs, they are dropped, and the space is to be put again. */
+static int drop_guards(ckpt_tree *tree, struct task *task, const struct ckpt_track *track, struct scan_memory *memory) {
+    struct scan scan = {.pagemap = -1};
+    int64_t dropped = 0;
+    int error = scan_open(task, track, false, &scan);
+    for (int i = 0; i < 2 && !error; i++) {
+        struct run_list kept = {0};
+        scan.regions = memory->regions[i];
+        int64_t got = scan_drop_guards(&scan, &memory->runs[i], &kept);
+        error = got < 0 ? (int)got : 0;
+        dropped += got;
+        free(error ? kept.at : memory->runs[i].at);
+        if (!error)
+            memory->runs[i] = kept;
+    }
+    if (scan.pagemap >= 0)
+        close(scan.pagemap);
+    if (error)
+        return tree_fail(tree, error, "scan", task->pid, 0, -1, 0, "guard pages");
+    return dropped ? 0 : -EFAULT; /* no guard pages: the fault of the copy stands */
+}
+
 int scan_and_copy(ckpt_tree *tree, struct task *task, const struct ckpt_track *track, const struct map_line *lines, size_t count,
                   const struct ckpt_capture_options *options, ckpt_sink *sink, struct ckpt_timing *timing) {
     struct scan_memory *memory;
@@ -220,10 +253,12 @@ int scan_and_copy(ckpt_tree *tree, struct task *task, const struct ckpt_track *t
     uint64_t begin = now_ns();
     error = scan_frozen(tree, task, track, (struct scan_layout){lines, count}, true, memory);
     uint64_t scanned = now_ns();
-    if (!error && ((error = sink_space(sink, task->mm)) || (error = put_runs(sink, memory->runs, false))))
-        error = tree_fail(tree, error, "scan", task->pid, 0, -1, 0, "runs");
     if (!error)
-        error = copy_content(tree, task, memory, CKPT_DATA, sink);
+        error = put_and_copy(tree, task, memory, sink);
+    if ((error == -EFAULT || error == -EIO) && !drop_guards(tree, task, track, memory)) {
+        sink_space_undo(sink);
+        error = put_and_copy(tree, task, memory, sink);
+    }
     timing->scan += scanned - begin;
     timing->copy += now_ns() - scanned;
     if (!error && options->paranoid) {

@@ -176,6 +176,8 @@ void *sink_record_begin(ckpt_sink *sink, uint32_t kind, pid_t pid, pid_t tid, in
 void sink_record_commit(ckpt_sink *sink, size_t size);
 /* Starts a space; runs then data are appended to it. */
 int sink_space(ckpt_sink *sink, int32_t space);
+/* Forgets the current space, its runs and its bytes; there must be one. */
+void sink_space_undo(ckpt_sink *sink);
 /* From here on runs and bytes of the current space are its paranoid list (all contents DATA). Once a space. */
 int sink_paranoid(ckpt_sink *sink);
 /* Appends; merges with the run before it when content and pages continue. */

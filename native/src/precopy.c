@@ -34,7 +34,7 @@ static int count_line(struct scan *scan, const struct map_line *line, struct sca
     for (size_t i = 0; i < scan->out->count && !error; i++) {
         const struct ckpt_run *run = &scan->out->at[i];
         resident += run->count;
-        total->written += run->content == CKPT_DATA ? run->count : 0;
+        total->written += run->content == CKPT_DATA && !scan_reads_whole(line) ? run->count : 0;
         if (run->page != end)
             begin = run->page;
         end = run->page + run->count;
@@ -174,9 +174,16 @@ static int round_line(struct round *round, const struct map_line *line, ckpt_add
         /* Not registered, or a part of it was replaced: what the walk protected before it came there is lost, so all of
          * it must count as written. If that happens again and again, the program is at work there: try until it rests. */
         for (int tries = 0; error == -EPERM && tries < TRIES; tries++) {
-            if (uffd_reset(scan->uffd, line->start, line->end))
-                return 0; /* not ours to track, or gone: the freeze sees */
+            int refused = uffd_reset(scan->uffd, line->start, line->end);
+            if (refused) { /* another's, untrackable, or gone; what else lay there was perhaps protected and not reported */
+                round->hints->lost |= refused != -EBUSY && refused != -EINVAL;
+                return 0;
+            }
             error = scan_written(scan, at, line->end, maps_kind(line), &at);
+        }
+        if (error == -EPERM) {
+            round->hints->lost = true;
+            return 0;
         }
         if (!error)
             error = bring_all(round, mem, sink);
@@ -191,7 +198,7 @@ static int round_line(struct round *round, const struct map_line *line, ckpt_add
 static int round_lines(struct round *round, int mem, ckpt_sink *sink, uint64_t *cursor, struct ckpt_scan_result *total) {
     for (size_t i = 0; i < round->count; i++) {
         const struct map_line *line = &round->lines[i];
-        if (maps_kind(line) == CKPT_RANGE_SKIP || line->end <= *cursor)
+        if (maps_kind(line) == CKPT_RANGE_SKIP || scan_reads_whole(line) || line->end <= *cursor)
             continue;
         int full = round_line(round, line, *cursor > line->start ? *cursor : line->start, mem, sink, total, cursor);
         if (full)

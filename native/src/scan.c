@@ -16,7 +16,7 @@
  *   dense  a stretch that had no hole when it was last looked at (the target running): fast. A written stretch of
  *          SCAN_LOOK_AGAIN pages or more is looked at again, in case it is a hole by now (MADV_DONTNEED); its markers are
  *          taken out. A shorter one is simply copied: a hole reads as the zeros that it means.
- *   full   everything else: sparse ranges, private file mappings, mappings that are new.
+ *   full   everything else: sparse ranges, read-only private file mappings, mappings that are new.
  *
  * Invariants
  *  1. Runs are complete and exact: DATA (written, or not known to be unwritten), ZERO (the shared zero page; all-zero
@@ -31,9 +31,22 @@
  *     mapping: it is registered and what protection it brought along is dropped, so all of it counts as written. Where registering fails (EBUSY: the program's own
  *     userfaultfd; EINVAL) it is read whole, each time, and never protected.
  *  5. Huge PROT_NONE reservations get no markers: outside dense stretches only populated entries are ever protected.
+ *  6. A writable private file mapping is never protected and always read whole. There "protected" does not mean "as it
+ *     was": zapping a protected page (MADV_DONTNEED, truncation, reclaim) leaves a marker, a write fault on the marker
+ *     makes a new copy of the file's page that carries the protection, and only the repetition of the instruction takes
+ *     it off. A thread that is stopped between the two (or leaves by a signal handler there) shows a new page as old.
+ *     Seen under load about once in a thousand freezes. Cost: about a microsecond a page, 330-420 pages in a Python.
+ *  7. A guard page that is put into a dense stretch after the last look is "written" to the fast path, and cannot be
+ *     read: the copy then drops such pages from the runs and starts again (frozen.c).
  *
- * Private file mappings: MADV_DONTNEED of a written page leaves a marker there, which shows as SWAPPED and not WRITTEN,
- * just like a page of ours that was swapped out. A look settles it: reading populates the page, and then FILE tells.
+ * Read-only private file mappings are tracked (relocated data). MADV_DONTNEED of a protected page leaves a marker there,
+ * which shows as SWAPPED and not WRITTEN, just like a page of ours that was swapped out. A look settles it: reading
+ * populates the page, and then FILE tells.
+ *
+ * Not covered: (a) invariant 6's page in a mapping that was made read-only before the write was repeated, which takes a
+ * signal handler that leaves by longjmp or calls mprotect. (b) Memory written through a pin taken before we protected it
+ * (precopy.c, race 4). (c) Harm, not error: the kernel's MADV_GUARD_INSTALL over protected pages of a private file mapping
+ * never ends, since what it zaps leaves markers that are in its way; so it is with read-only ones that we track.
  */
 #include "scan.h"
 #include <errno.h>
@@ -43,6 +56,10 @@ static uint64_t pages_of(uint64_t start, uint64_t end) { return (end - start) / 
 
 static int add(struct scan *scan, uint64_t start, uint64_t end, enum ckpt_content content) {
     return run_list_add(scan->out, start / CKPT_PAGE, pages_of(start, end), content);
+}
+
+bool scan_reads_whole(const struct map_line *line) {
+    return maps_kind(line) == CKPT_RANGE_FILE_PRIVATE && line->perms[1] == 'w';
 }
 
 /* One call of the kernel; returns the regions it filled. Moves arg->start to where the walk ended. */
@@ -126,6 +143,7 @@ static int settle_file(struct scan *scan, ckpt_addr_t start, ckpt_addr_t end, bo
 
 static int take(struct scan *scan, const struct page_region *region, enum ckpt_range_kind kind, bool everything) {
     uint64_t is = region->categories;
+    scan->met_protection |= !(is & PAGE_IS_WRITTEN);
     if (kind == CKPT_RANGE_FILE_PRIVATE && (is & PAGE_IS_SWAPPED))
         return settle_file(scan, region->start, region->end, everything);
     if (is & PAGE_IS_PFNZERO)
@@ -229,8 +247,22 @@ static int by_method(struct scan *scan, const struct piece *piece) {
     return full(scan, piece->start, piece->end, (enum ckpt_range_kind)piece->kind, scan->protect, false);
 }
 
+/* Invariant 6. What was protected while it was read-only, or by a pre-copy with an old layout, is set free. */
+static int whole(struct scan *scan, const struct piece *piece) {
+    scan->met_protection = false;
+    int error = full(scan, piece->start, piece->end, CKPT_RANGE_FILE_PRIVATE, false, true);
+    if (!error && scan->met_protection && scan->protect)
+        uffd_reset(scan->uffd, piece->start, piece->end); /* refused: not ours, then what was met is not ours either */
+    return error;
+}
+
 int scan_piece(struct scan *scan, const struct piece *piece) {
     enum ckpt_range_kind kind = (enum ckpt_range_kind)piece->kind;
+    if (scan->tracked && scan_reads_whole(piece->line)) {
+        int error = whole(scan, piece);
+        scan->at = error ? piece->start : scan->at;
+        return error;
+    }
     int error = scan->tracked ? by_method(scan, piece) : full(scan, piece->start, piece->end, kind, false, true);
     if (error == -EPERM) {
         if (scan->protect && !uffd_reset(scan->uffd, piece->start, piece->end))
@@ -241,6 +273,34 @@ int scan_piece(struct scan *scan, const struct piece *piece) {
     if (error)
         scan->at = piece->start;
     return error;
+}
+
+/* Takes the guard pages out of what is to be copied. Returns how many there were. */
+int64_t scan_drop_guards(struct scan *scan, const struct run_list *list, struct run_list *ret_kept) {
+    int64_t dropped = 0;
+    for (size_t i = 0; i < list->count; i++) {
+        const struct ckpt_run *run = &list->at[i];
+        uint64_t done = run->page, end = run->page + run->count;
+        struct pm_scan_arg arg = {.size = sizeof arg, .start = done * CKPT_PAGE, .end = end * CKPT_PAGE,
+                                  .category_mask = PAGE_IS_GUARD, .return_mask = PAGE_IS_GUARD};
+        while (run->content == CKPT_DATA && arg.start < arg.end) {
+            int got = walk(scan, &arg), error = 0;
+            if (got < 0)
+                return got;
+            for (int k = 0; k < got && !error; k++) {
+                const struct page_region *guard = &scan->regions[k];
+                error = run_list_add(ret_kept, done, guard->start / CKPT_PAGE - done, CKPT_DATA);
+                dropped += (int64_t)pages_of(guard->start, guard->end);
+                done = guard->end / CKPT_PAGE;
+            }
+            if (error)
+                return error;
+        }
+        int error = run_list_add(ret_kept, done, end - done, (enum ckpt_content)run->content);
+        if (error)
+            return error;
+    }
+    return dropped;
 }
 
 int scan_written(struct scan *scan, ckpt_addr_t start, ckpt_addr_t end, enum ckpt_range_kind kind, ckpt_addr_t *ret_end) {

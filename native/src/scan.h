@@ -41,6 +41,7 @@ void helper_rest(struct helper *helper);
 struct scan_hints {
     pid_t pid;
     bool reset; /* a fresh track's protection was dropped already */
+    bool lost;  /* a pre-copy could not tell what it had protected: the freeze drops all protection */
     struct ckpt_range *at;
     size_t count, cap;
 };
@@ -75,6 +76,7 @@ struct scan {
     bool tracked;     /* by userfaultfd; else everything populated is DATA */
     bool protect;     /* consume: what is reported is write-protected by the same walk */
     bool running;     /* pre-copy: only what is written, and at most max_pages of it */
+    bool met_protection; /* something that was looked at is write-protected */
     bool no_guard;    /* kernel before 6.16: there is no category for guard pages */
     uint64_t max_pages;
     struct page_region *regions;
@@ -84,6 +86,10 @@ struct scan {
 };
 /* Appends the runs of one piece. -EPERM never comes out: such mappings are registered, or read whole. */
 int scan_piece(struct scan *scan, const struct piece *piece);
+/* A writable private file mapping: never protected, read whole each time (scan.c, invariant 6). */
+bool scan_reads_whole(const struct map_line *line);
+/* Appends list without the guard pages of its DATA runs; how many there were, or a negative errno. */
+int64_t scan_drop_guards(struct scan *scan, const struct run_list *list, struct run_list *ret_kept);
 /* Look only, every category: nothing is protected. everything: all that is populated is DATA. */
 int scan_look(struct scan *scan, ckpt_addr_t start, ckpt_addr_t end, enum ckpt_range_kind kind, bool everything);
 /* Running: what was written in a range, protected as it is reported; stops at max_pages, *ret_end = where. */

@@ -170,6 +170,12 @@ int sink_space(ckpt_sink *sink, int32_t space) {
     return 0;
 }
 
+void sink_space_undo(ckpt_sink *sink) {
+    const struct space *space = &sink->spaces[--sink->space_count];
+    sink->runs.used = space->first_run * sizeof(struct ckpt_run);
+    sink->total = space->data_offset;
+}
+
 int sink_paranoid(ckpt_sink *sink) {
     struct space *space = &sink->spaces[sink->space_count - 1];
     if (space->paranoid)

@@ -93,11 +93,29 @@ static void move(void) {
         mremap(from, bytes, CKPT_PAGE * (1 + rnd(bytes / CKPT_PAGE + 8)), 0);
 }
 
+/* Guard pages go into anonymous memory only: in a tracked private file mapping MADV_GUARD_INSTALL never returns (the
+ * kernel zaps what is in the way, which leaves a write-protect marker, which is in the way). scan.c, last paragraph. */
+static bool all_anonymous(char *at, size_t bytes) {
+    static struct map_line lines[2048];
+    static char text[1 << 18];
+    _cleanup_close_ int maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+    ssize_t got = 0, more;
+    while ((more = read(maps, text + got, sizeof text - (size_t)got)) > 0)
+        got += more;
+    ssize_t count = maps_parse_into(text, (size_t)got, lines, sizeof lines / sizeof *lines); /* heap() may have taken malloc's */
+    for (ssize_t i = 0; i < count; i++)
+        if (lines[i].start < (uintptr_t)at + bytes && lines[i].end > (uintptr_t)at && maps_kind(&lines[i]) != CKPT_RANGE_ANON)
+            return false;
+    return count > 0;
+}
+
 static void advise(void) {
     static const int advice[] = {MADV_DONTNEED, MADV_DONTNEED, MADV_DONTNEED, MADV_FREE, MADV_COLD, MADV_PAGEOUT, MADV_HUGEPAGE, MADV_GUARD, MADV_GUARD + 1};
     size_t bytes;
     char *at = stretch(rnd(3) ? 40 : 1000, &bytes);
-    madvise(at, bytes, advice[rnd(sizeof advice / sizeof *advice)]);
+    int what = advice[rnd(sizeof advice / sizeof *advice)];
+    if (what != MADV_GUARD || all_anonymous(at, bytes))
+        madvise(at, bytes, what);
 }
 
 static void protect(void) {
