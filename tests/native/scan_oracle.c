@@ -332,7 +332,7 @@ static void judge(pid_t pid, const struct map_line *lines, size_t count, struct 
     snprintf(path, sizeof path, "/proc/%d/mem", pid);
     _cleanup_close_ int mem = open(path, O_RDONLY | O_CLOEXEC);
     for (size_t i = 0; i < count; i++)
-        if (maps_kind(&lines[i]) != CKPT_RANGE_SKIP)
+        if (maps_kind(&lines[i]) != CKPT_RANGE_SKIP && lines[i].end - lines[i].start < 1ul << 34) /* not a sanitizer's shadow */
             judge_line(&lines[i], pagemap, mem, model, round);
 }
 
