@@ -283,6 +283,24 @@ int ckpt_thread_get(ckpt_tree *tree, int32_t tid, uint64_t *ret_regs, uint8_t *r
 /* Pages of a frozen process. Runs of DATA only; data holds them in order. Falls back to /proc/PID/mem where a mapping is not writable. */
 int ckpt_pages_write(ckpt_tree *tree, int32_t pid, const struct ckpt_run *runs, size_t count, const uint8_t *data);
 int ckpt_pages_read(ckpt_tree *tree, int32_t pid, const struct ckpt_run *runs, size_t count, uint8_t *ret_data);
+/* Which pages a rollback writes (DATA), fills with zeros (ZERO) or drops (ABSENT); pure arithmetic (pagework.c). */
+struct ckpt_page_work {
+    const struct ckpt_run *hold;    /* what the generation holds: DATA, ZERO */
+    size_t hold_count;
+    const struct ckpt_run *seen;    /* what the memory holds: DATA = written since the baseline, SAME */
+    size_t seen_count;
+    const struct ckpt_run *differs; /* where generation and baseline differ, any content */
+    size_t differs_count;
+    const struct ckpt_range *ranges; /* sorted; ANON or FILE_PRIVATE */
+    size_t range_count;
+    uint32_t baseline; /* 0: there is none, everything may differ */
+    uint32_t pad;
+};
+/* The runs of one content; returns how many, -ENOSPC when cap is too small (twice all that goes in is always enough). */
+int64_t ckpt_page_work(const struct ckpt_page_work *work, uint32_t content, struct ckpt_run *ret_runs, size_t cap);
+/* Parts of runs that other does not cover; both sorted and disjoint. */
+int64_t ckpt_runs_subtract(const struct ckpt_run *runs, size_t count, const struct ckpt_run *other, size_t other_count,
+                           struct ckpt_run *ret_runs, size_t cap);
 /* Scans a frozen process; runs go to the sink as a space with no data read (rollback: what differs from the baseline).
  * protect = 1 consumes (re-arms), 0 only looks. */
 int ckpt_pages_scan(ckpt_tree *tree, const struct ckpt_track *track, int protect, ckpt_sink *sink);

@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from ckpt.errors import CkptError
 from ckpt.live.core import Sink, SpaceRuns, Track, Tree
@@ -93,8 +95,58 @@ def thread_set(tree: Tree, tid: int, regs: bytes, decision: RetvalDecision, nr: 
 def pages_write(tree: Tree, pid: int, runs: bytes, data: bytes | bytearray | memoryview) -> None:
     """runs: struct ckpt_run[] of DATA; data: their bytes in order."""
     if runs:
-        cast = ffi.cast("struct ckpt_run *", ffi.from_buffer(runs))
-        tree.check(int(lib.ckpt_pages_write(tree.handle, pid, cast, len(runs) // 16, ffi.from_buffer(data))))
+        tree.check(int(lib.ckpt_pages_write(tree.handle, pid, *_runs(runs), ffi.from_buffer(data))))
+
+
+@dataclass(frozen=True, slots=True)
+class PageWork:
+    """struct ckpt_run[] each, sorted and disjoint."""
+
+    write: bytes  #: contents from the generation
+    zero: bytes  #: zeros must really be written
+    drop: bytes
+
+
+class PageRule:
+    """What has to be done to one memory's pages (native/src/pagework.c). hold: what the generation holds. differs: where
+    generation and baseline differ, None = there is no baseline. ranges: (page, end, anonymous), sorted: the wanted mappings."""
+
+    def __init__(self, hold: bytes, differs: bytes | None, ranges: Sequence[tuple[int, int, bool]]) -> None:
+        kinds = {True: lib.CKPT_RANGE_ANON, False: lib.CKPT_RANGE_FILE_PRIVATE}
+        self._ranges = ffi.new("struct ckpt_range[]", [[page << 12, end << 12, kinds[own], 0] for page, end, own in ranges])
+        self._hold, self._differs = hold, differs or b""
+        self._rule = ffi.new("struct ckpt_page_work *")
+        self._rule.hold, self._rule.hold_count = _runs(self._hold)
+        self._rule.differs, self._rule.differs_count = _runs(self._differs)
+        self._rule.ranges, self._rule.range_count = self._ranges, len(ranges)
+        self._rule.baseline = differs is not None
+        self._out = ffi.new("struct ckpt_run[]", 1)
+
+    def work(self, seen: bytes) -> PageWork:
+        """seen: what a scan of the memory shows."""
+        self._rule.seen, self._rule.seen_count = _runs(seen)
+        cap = 2 * (len(self._hold) + len(self._differs) + len(seen)) // 16 + 2 * int(self._rule.range_count) + 2
+        if len(self._out) < cap:
+            self._out = ffi.new("struct ckpt_run[]", cap)
+        found = []
+        for content in (lib.CKPT_DATA, lib.CKPT_ZERO, lib.CKPT_ABSENT):
+            count = int(lib.ckpt_page_work(self._rule, content, self._out, len(self._out)))
+            assert count >= 0, "the bound above"
+            found.append(bytes(ffi.buffer(self._out, count * 16)))
+        return PageWork(*found)
+
+
+def runs_subtract(runs: bytes, other: bytes) -> bytes:
+    """Parts of runs that other does not cover."""
+    out = ffi.new("struct ckpt_run[]", (len(runs) + len(other)) // 16 + 1)
+    count = int(lib.ckpt_runs_subtract(*_runs(runs), *_runs(other), out, len(out)))
+    assert count >= 0, "each run of other cuts one piece more"
+    return bytes(ffi.buffer(out, count * 16))
+
+
+def _runs(runs: bytes) -> tuple[Any, int]:
+    """Borrowed: `runs` must outlive the use."""
+    return ffi.cast("struct ckpt_run *", ffi.from_buffer(runs)), len(runs) // 16
 
 
 def pages_scan(tree: Tree, track: Track, sink: Sink, *, protect: bool) -> SpaceRuns:

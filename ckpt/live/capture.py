@@ -16,6 +16,7 @@ from ckpt.kinds.base import Answer, RawTask, Unsupported, with_outside
 from ckpt.kinds.table import table
 from ckpt.live import core, records
 from ckpt.live.doctor import machine
+from ckpt.live.fingerprint import Fingerprint, fingerprint
 from ckpt.live.preflight import raw_descriptor, recognise, refusal
 from ckpt.live.records import RawCapture, RawFd, RawProcess, RawThread
 from ckpt.live.runtime import TrackerSeat
@@ -94,11 +95,21 @@ class Layout:
             for _mm, pid in sorted(owners.items())
         ]
         self.capture = Capture(tree, tracks)
+        self.seen: Fingerprint = {}
 
     def take(self) -> Snapshot:
+        self.seen = self._look()
+        return self.capture.parse(self.sink, Spaces(self.tree.threads(), self.parent))
+
+    def again(self, known: Snapshot) -> Snapshot:
+        """`known`, which take() gave, if nothing has changed since that a plan depends on; else the tree parsed anew."""
+        before, self.seen = self.seen, self._look()
+        return known if self.seen == before else self.capture.parse(self.sink, Spaces(self.tree.threads(), self.parent))
+
+    def _look(self) -> Fingerprint:
         self.sink.reset()
         self.capture.run(self.sink)
-        return self.capture.parse(self.sink, Spaces(self.tree.threads(), self.parent))
+        return fingerprint(self.sink.records(), self.capture.table.process_files, self.capture.table.thread_files)
 
 
 class Parser:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Protocol
 
 from ckpt.errors import CkptError
@@ -26,19 +25,9 @@ class Pages(Protocol):
     def read(self, space: int, page: int, count: int) -> Iterator[memoryview]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Contents:
-    objects: Sequence[SharedObject]
-
-
-def fetch(objects: Sequence[SharedObject], _source: Pages) -> Contents:
-    """What will be compared. Objects are read piece by piece: they may be larger than our memory."""
-    return Contents(objects)
-
-
-def put(held: Contents, wanted: Snapshot, source: Pages) -> int:
+def put(objects: Sequence[SharedObject], wanted: Snapshot, source: Pages) -> int:
     """Makes every object what the generation says. Returns pages written."""
-    return sum(_put(item, wanted, source) for item in held.objects)
+    return sum(_put(item, wanted, source) for item in objects)
 
 
 def _put(item: SharedObject, wanted: Snapshot, source: Pages) -> int:

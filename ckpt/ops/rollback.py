@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,19 +20,16 @@ from typing import Any
 
 from ckpt.errors import CkptError, NotFoundError, RefusedError
 from ckpt.history.open import Generation, History, Mode, open_store
-from ckpt.live import act, core, journal, objects, runtime, track
+from ckpt.live import core, journal, objects, runtime, track
 from ckpt.live.capture import Layout
 from ckpt.live.execute import Executor, Unchanged, disturbed
 from ckpt.model import PidRef, Plan, Snapshot, Task
 from ckpt.ops.baseline import Clock, find_baseline
-from ckpt.plan import FileIdentity, paths_of, plan
-from ckpt.plan.pages import PageWork, Span, as_runs, page_work, private_ranges, subtract, total
-from ckpt.procfs import parse_stat
+from ckpt.ops.rollback_pages import Pages
+from ckpt.plan import FileIdentity, paths_of, plan, starts_moved, with_growing
+from ckpt.procfs import growing_down, parse_stat
 
 SINK_PAGES = 256  #: for contents of pipes and the like; runs and records have room of their own
-PREFETCH_PAGES = 65536  #: 256 MiB held in memory before the freeze; more is read from the store while the target is stopped
-WRITE_PIECE = 256  #: pages of zeros written at once
-NR_MMAP = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,19 +113,13 @@ def living(generation: Generation, wanted: Snapshot, pid: int | None) -> PidRef:
     return ref
 
 
-@dataclass(slots=True)
-class _Memory:
-    """One memory's pages: what the generation holds, what may differ, what was fetched ahead."""
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A plan, and what it was made of."""
 
-    task: Task
-    track: core.Track
-    hold: bytes
-    differs: bytes | None
-    ranges: list[tuple[int, int, bool]]
-    scanned: bytes = b""  #: the last look at the running target, and what followed from it
-    work: PageWork = field(default_factory=lambda: PageWork([], [], []))
-    ahead: list[Span] = field(default_factory=list)
-    data: bytearray = field(default_factory=bytearray)
+    now: Snapshot
+    world: dict[str, FileIdentity]
+    made: Plan
 
 
 class _Run:
@@ -148,8 +139,7 @@ class _Run:
         self.incarnation = runtime.incarnation(ref)
         self.unfinished = journal.load(ref)
         self.baseline = find_baseline(history, ref, self.incarnation)
-        self.source = history.pages(generation.number)
-        self.written = self.dropped = 0
+        self.growing: dict[int, frozenset[int]] = {}  #: pid -> ends of its mappings that grow down
 
     # ---- while it runs ----
 
@@ -157,7 +147,8 @@ class _Run:
         """--dry-run: the plan, nothing touched."""
         with core.Sink(SINK_PAGES, "/tmp") as sink:
             now = Layout(self.tree, self.wanted, self.baseline.seats, sink).take()
-        made = self._plan(now, {seat.pid: seat.fd for seat in self.baseline.seats})
+        self._look_for_growing(now)
+        made = self._planned(now, {seat.pid: seat.fd for seat in self.baseline.seats}).made
         return Result(self.generation.number, self.ref.pid, made, 0, self._spent(), 0, 0, 0, _threads(made, self.wanted), made.warnings, ())
 
     def run(self) -> Result:
@@ -165,17 +156,20 @@ class _Run:
         seats = {seat.pid: seat.fd for seat in armed.seats}
         with core.Sink(SINK_PAGES, "/tmp") as sink:
             layout = Layout(self.tree, self.wanted, armed.seats, sink)
-            made = self._plan(layout.take(), seats)
-            self._refuse(made)
+            now = layout.take()
+            self._look_for_growing(now)
+            planned = self._planned(now, seats)
+            self._refuse(planned.made)
             self.clock.lap("planned")
             self.progress("fetching pages")
-            memories = self._prefetch(armed, made, sink)
-            held = objects.fetch(self.wanted.objects, self.source)
+            exact = self.baseline.exact and armed.exact and self.unfinished is None
+            pages = Pages(self.tree, self.history, self.generation, self.wanted, self.baseline, sink, exact=exact)
+            warnings = (*armed.warnings, *pages.prefetch(armed.tracks, planned.made))
             record = runtime.Record(self.incarnation, self.generation.lineage, seats=armed.seats)
             runtime.save(self.ref, record)
             self.clock.lap("prefetched")
             with _quiet():
-                made, executor, stop_ns = self._frozen(layout, seats, memories, held)
+                made, executor, stop_ns = self._frozen(layout, seats, planned, pages)
         runtime.save(self.ref, replace(record, store=self.history.store.uuid, generation=self.generation.number))
         self.clock.lap("recorded")
         upset = tuple(line for task in self.wanted.tasks for line in disturbed(task))
@@ -185,11 +179,11 @@ class _Run:
             made,
             stop_ns,
             self._spent(),
-            self.written,
-            self.dropped,
+            pages.written,
+            pages.dropped,
             executor.calls,
             _threads(made, self.wanted),
-            (*made.warnings, *armed.warnings),
+            (*made.warnings, *warnings),
             upset,
             self.clock.phases,
         )
@@ -197,80 +191,58 @@ class _Run:
     def _spent(self) -> int:
         return time.monotonic_ns() - self.clock.start
 
-    def _plan(self, now: Snapshot, seats: dict[int, int]) -> Plan:
+    def _planned(self, now: Snapshot, seats: dict[int, int]) -> _Planned:
+        here, wanted = self._marked(now), self._marked(self.wanted)
+        world = self._world(paths_of(here, wanted))
+        return _Planned(now, world, plan(here, wanted, world, tcp=self.request.tcp, reserved=seats))
+
+    def _look_for_growing(self, now: Snapshot) -> None:
+        """Mappings that grow down, where it may matter. Not in the freeze: smaps takes its time."""
+        here = {task.pid: task for task in now.tasks}
+        for task in self.wanted.tasks:
+            if task.pid in here and starts_moved(here[task.pid], task):
+                self.growing[task.pid] = growing_down(Path(f"/proc/{task.pid}/smaps").read_bytes())
+
+    def _marked(self, snapshot: Snapshot) -> Snapshot:
+        return replace(snapshot, tasks=tuple(with_growing(task, self.growing.get(task.pid, frozenset())) for task in snapshot.tasks))
+
+    def _world(self, paths: Iterable[str]) -> dict[str, FileIdentity]:
+        """What stands under these names in the target's root."""
         world: dict[str, FileIdentity] = {}
-        for path in paths_of(now, self.wanted):
+        for path in paths:
             try:
                 found = os.stat(f"/proc/{self.ref.pid}/root{path}")
             except OSError:
                 continue
             world[path] = FileIdentity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-        return plan(now, self.wanted, world, tcp=self.request.tcp, reserved=seats)
+        return world
 
     def _refuse(self, made: Plan) -> None:
         if made.refusals:
             more = f" (and {len(made.refusals) - 1} more: --dry-run lists them)" if len(made.refusals) > 1 else ""
             raise RefusedError(made.refusals[0] + more)
 
-    # ---- pages ahead of time ----
-
-    def _prefetch(self, armed: track.Armed, made: Plan, sink: core.Sink) -> list[_Memory]:
-        """Contents that are likely to be written: what differs between baseline and generation, what was written since."""
-        by_mm = {thread.pid: thread.mm for thread in self.tree.threads()}
-        tracks = {by_mm[one.pid]: one for one in armed.tracks}
-        exact = self.baseline.exact and armed.exact and self.unfinished is None
-        before = self.history.load(self.baseline.parent)[1] if exact and self.baseline.parent is not None else None
-        memories: list[_Memory] = []
-        seen: set[int] = set()
-        for task in self.wanted.tasks:
-            if task.mm in seen:
-                continue
-            seen.add(task.mm)
-            memory = _Memory(
-                task, tracks[by_mm[task.pid]], self.source.raw_runs(task.mm), self._differs(before, task), private_ranges(task.mappings)
-            )
-            memory.scanned = bytes(act.pages_scan(self.tree, memory.track, sink, protect=False).runs)
-            memory.work = page_work(memory.hold, memory.scanned, memory.differs, memory.ranges)
-            self._fetch(memory, sorted({*memory.work.write, *_mapped_anew(made, task, memory.hold)}))
-            memories.append(memory)
-        return memories
-
-    def _differs(self, before: Snapshot | None, task: Task) -> bytes | None:
-        same = next((one for one in before.tasks if one.ref == task.ref), None) if before else None
-        if same is None or self.baseline.parent is None:
-            return None
-        return self.history.store.diff(self.baseline.parent, same.mm, self.generation.number, task.mm)
-
-    def _fetch(self, memory: _Memory, spans: Sequence[Span]) -> None:
-        room = PREFETCH_PAGES
-        for page, end in _joined(spans):
-            if end - page > room:
-                break
-            memory.ahead.append((page, end))
-            room -= end - page
-        for piece in self.source.read_runs(memory.task.mm, as_runs(memory.ahead)):
-            memory.data += piece
-
     # ---- while it is frozen ----
 
-    def _frozen(
-        self, layout: Layout, seats: dict[int, int], memories: Sequence[_Memory], held: objects.Contents
-    ) -> tuple[Plan, Executor, int]:
-        begin = time.monotonic_ns()
+    def _frozen(self, layout: Layout, seats: dict[int, int], planned: _Planned, pages: Pages) -> tuple[Plan, Executor, int]:
         stopped = self.unfinished is None and _stopped(self.wanted.tasks)
+        begin = time.monotonic_ns()
+        self.clock.lap("ready")
         self.tree.freeze()
         self.clock.lap("frozen")
-        now = layout.take()
+        now = layout.again(planned.now)
         self.clock.lap("captured")
-        made = self._plan(now, seats)
-        self._refuse(made)
+        if now is not planned.now or self._world(planned.world) != planned.world:
+            planned = self._planned(now, seats)
+            self._refuse(planned.made)
+        made = planned.made
         executor = Executor(self.tree, made, now, self.wanted, stopped=stopped)
         self.clock.lap("replanned")
         note = journal.Journal(str(self.history.path), self.generation.number, self.request.tcp, "changing")
         journal.save(self.ref, note)
         self.clock.lap("journaled")
         try:
-            self._change(executor, memories, held, layout.sink)
+            self._change(executor, pages)
         except Unchanged as error:
             executor.abandon()
             if self.unfinished is None:
@@ -287,78 +259,16 @@ class _Run:
         self.clock.lap("thawed")
         return made, executor, time.monotonic_ns() - begin
 
-    def _change(self, executor: Executor, memories: Sequence[_Memory], held: objects.Contents, sink: core.Sink) -> None:
+    def _change(self, executor: Executor, pages: Pages) -> None:
         executor.begin()
         self.clock.lap("stopped")
         executor.before_pages()
         self.clock.lap("layout")
-        for memory in memories:
-            self._pages(executor, memory, sink)
-        self.written += objects.put(held, self.wanted, self.source)
-        self.clock.lap("pages")
+        pages.put(executor, self.clock)
+        pages.written += objects.put(self.wanted.objects, self.wanted, pages.source)
+        self.clock.lap("objects")
         executor.after_pages()
         self.clock.lap("registers")
-
-    def _pages(self, executor: Executor, memory: _Memory, sink: core.Sink) -> None:
-        pid = memory.task.pid
-        scanned = bytes(act.pages_scan(self.tree, memory.track, sink, protect=False).runs)
-        self.clock.lap("scanned")
-        work = memory.work if scanned == memory.scanned else page_work(memory.hold, scanned, memory.differs, memory.ranges)
-        late = subtract(work.write, memory.ahead)
-        self.clock.lap("sorted")
-        act.pages_write(self.tree, pid, as_runs(memory.ahead), memory.data)
-        self._write_late(pid, memory, late)
-        refused = executor.drop(pid, work.drop)
-        for page, count in _cut([*work.zero, *refused], WRITE_PIECE):
-            act.pages_write(self.tree, pid, as_runs([(page, page + count)]), bytes(count << 12))
-        self._count(memory, work, late)
-        self.clock.lap("written")
-        if memory.track.tracker != core.COMPARE:
-            act.pages_scan(self.tree, memory.track, sink, protect=True)
-        self.clock.lap("protected")
-
-    def _write_late(self, pid: int, memory: _Memory, late: Sequence[Span]) -> None:
-        """Pages that nobody could know of before the freeze, from the store, in pieces."""
-        queue = iter(_cut(late, 1))
-        for piece in self.source.read_runs(memory.task.mm, as_runs(late)):
-            count = len(piece) >> 12
-            spans = [(page, page + size) for page, size in (next(queue) for _ in range(count))]
-            act.pages_write(self.tree, pid, as_runs(_joined(spans)), piece)
-
-    def _count(self, memory: _Memory, work: PageWork, late: Sequence[Span]) -> None:
-        self.written += total(memory.ahead) + total(late) + total(work.zero)
-        self.dropped += total(work.drop)
-
-
-def _cut(spans: Sequence[Span], pages: int) -> Iterator[tuple[int, int]]:
-    """(page, count) with count <= pages."""
-    for page, end in spans:
-        for at in range(page, end, pages):
-            yield at, min(pages, end - at)
-
-
-def _joined(spans: Sequence[Span]) -> list[Span]:
-    """Sorted spans that may overlap -> disjoint ones."""
-    out: list[Span] = []
-    for page, end in spans:
-        if out and page <= out[-1][1]:
-            out[-1] = (out[-1][0], max(out[-1][1], end))
-        else:
-            out.append((page, end))
-    return out
-
-
-def _mapped_anew(made: Plan, task: Task, hold: bytes) -> list[Span]:
-    """What the generation holds where the plan maps something: empty by then, so everything has to be written."""
-    fresh = [
-        (call.args[0].value >> 12, (call.args[0].value + call.args[1].value) >> 12)
-        for stage in made.stages
-        if stage.pid == task.pid
-        for call in stage.calls
-        if call.nr == NR_MMAP
-    ]
-    ranges = [(page, end, True) for page, end in sorted(fresh)]
-    return page_work(hold, b"", None, ranges).write
 
 
 def _threads(made: Plan, wanted: Snapshot) -> dict[str, int]:

@@ -14,13 +14,13 @@ from ckpt.plan.attributes import plan_attributes
 from ckpt.plan.batch import Batch
 from ckpt.plan.describe import as_json, as_lines
 from ckpt.plan.descriptors import opened_paths, plan_tables
-from ckpt.plan.mappings import FileIdentity, World, paths_to_check, plan_layout
+from ckpt.plan.mappings import FileIdentity, World, paths_to_check, plan_layout, starts_moved, with_growing
 from ckpt.plan.threads import plan_threads
 
 MAPPINGS, DESCRIPTORS, ATTRIBUTES, THREADS, SIGNALS, TIMERS = "mappings", "descriptors", "attributes", "threads", "signals", "timers"
 STAGES = (MAPPINGS, DESCRIPTORS, ATTRIBUTES, THREADS, SIGNALS, TIMERS)
 
-__all__ = ["STAGES", "FileIdentity", "World", "as_json", "as_lines", "paths_of", "plan"]
+__all__ = ["STAGES", "FileIdentity", "World", "as_json", "as_lines", "paths_of", "plan", "starts_moved", "with_growing"]
 
 
 def plan(now: Snapshot, wanted: Snapshot, world: World, *, tcp: str = "reset", reserved: Mapping[int, int] | None = None) -> Plan:

@@ -10,12 +10,13 @@ Invariants
  4. Nothing that is equal is touched, so that its pages stay tracked. An anonymous mapping that was one becomes one again.
 
 [stack]: what it has grown since is unmapped again. It holds only dead frames of the undone time, the kernel grows it again
-by itself, and an exact layout keeps `verify` simple. Where it was larger then, a MAP_GROWSDOWN piece is put below it.
+by itself, and an exact layout keeps `verify` simple. Where it was larger then, a MAP_GROWSDOWN piece is put below it. The
+same holds for other mappings that grow down; the text of maps does not name them, so the caller does (`with_growing`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from collections.abc import Mapping as MappingABC
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -131,9 +132,30 @@ def _pieces(moved: _BrkMove, wanted: Task) -> list[Piece]:
     pieces = list(cut(moved.after, _ours(wanted.mappings)))
     parts: dict[int, set[int]] = {}
     for piece in pieces:
-        if piece.wanted and piece.wanted.backing.kind == "anonymous" and piece.wanted.name not in ("[heap]", "[stack]"):
+        if piece.wanted and piece.wanted.backing.kind == "anonymous" and piece.wanted.name != "[heap]" and not _grows(piece):
             parts.setdefault(piece.wanted.start, set()).add(piece.now.start if piece.now else -1)
     return [replace(piece, torn=True) if piece.wanted and len(parts.get(piece.wanted.start, ())) > 1 else piece for piece in pieces]
+
+
+def _grows(piece: Piece) -> bool:
+    return bool(piece.wanted and piece.wanted.flags & b.MAP_GROWSDOWN)
+
+
+def starts_moved(now: Task, wanted: Task) -> bool:
+    """Whether an anonymous mapping begins elsewhere than it did, as one that grows down may: then the caller has to look (smaps)."""
+    starts = {mapping.end: mapping.start for mapping in now.mappings if mapping.backing.kind == "anonymous"}
+    return any(starts.get(m.end, m.start) != m.start for m in wanted.mappings if m.backing.kind == "anonymous" and m.name != "[stack]")
+
+
+def with_growing(task: Task, ends: Set[int]) -> Task:
+    """The task whose anonymous mappings that end there are known to grow down."""
+    if not any(mapping.end in ends for mapping in task.mappings):
+        return task
+    marked = (
+        replace(mapping, flags=mapping.flags | b.MAP_GROWSDOWN) if mapping.end in ends and mapping.backing.kind == "anonymous" else mapping
+        for mapping in task.mappings
+    )
+    return replace(task, mappings=tuple(marked))
 
 
 def cut(now: Sequence[Mapping], wanted: Sequence[Mapping]) -> Iterator[Piece]:

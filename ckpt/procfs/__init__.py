@@ -13,6 +13,7 @@ from ckpt.procfs.cgroup import CgroupEntry, parse_cgroup
 from ckpt.procfs.fdinfo import EpollTarget, FdInfo, InotifyWatch, TimerFd, parse_fdinfo
 from ckpt.procfs.limits import Limit, parse_limits
 from ckpt.procfs.maps import parse_maps
+from ckpt.procfs.smaps import growing_down
 from ckpt.procfs.stat import Stat, parse_stat
 from ckpt.procfs.status import Ids, Status, parse_status
 from ckpt.procfs.timers import PosixTimer, parse_timers
@@ -28,6 +29,7 @@ __all__ = [
     "Stat",
     "Status",
     "TimerFd",
+    "growing_down",
     "parse_auxv",
     "parse_cgroup",
     "parse_fdinfo",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ckpt.live.act import PageRule, PageWork, runs_subtract
 from ckpt.model import PAGE, Backing, Content, Mapping
-from ckpt.plan.pages import RUN, PageWork, Span, as_runs, page_work, private_ranges, subtract, total
+from ckpt.plan.pages import RUN, Span, as_runs, as_spans, first_pages, joined, private_ranges, total
 
 SIZE = 40
 
@@ -39,8 +40,8 @@ differences = st.dictionaries(st.integers(0, SIZE - 1), st.sampled_from((DATA, Z
 def test_page_by_page(wanted: dict[int, int], seen: dict[int, int], differs: dict[int, int] | None, cut_a: int, cut_b: int) -> None:
     low, high = sorted((cut_a, cut_b))
     ranges = [item for item in ((0, low, True), (high, SIZE, False)) if item[0] < item[1]]
-    work = page_work(pack(wanted), pack(seen), None if differs is None else pack(differs), ranges)
-    write, zero, drop = spread(work.write), spread(work.zero), spread(work.drop)
+    work = PageRule(pack(wanted), None if differs is None else pack(differs), ranges).work(pack(seen))
+    write, zero, drop = spread(as_spans(work.write)), spread(as_spans(work.zero)), spread(as_spans(work.drop))
     for page in range(SIZE):
         inside, anonymous = page < low or page >= high, page < low
         there = page in seen and seen[page] != ABSENT
@@ -62,7 +63,7 @@ def test_page_by_page(wanted: dict[int, int], seen: dict[int, int], differs: dic
 def test_nothing_written_and_nothing_different_needs_nothing() -> None:
     wanted = pack(dict.fromkeys(range(1000), DATA))
     seen = pack(dict.fromkeys(range(1000), SAME))
-    assert page_work(wanted, seen, b"", [(0, 2000, True)]) == PageWork([], [], [])
+    assert PageRule(wanted, b"", [(0, 2000, True)]).work(seen) == PageWork(b"", b"", b"")
 
 
 def test_private_ranges_join_and_leave_out_what_is_not_ours() -> None:
@@ -82,9 +83,21 @@ spans = st.sets(st.integers(0, SIZE)).map(lambda pages: [(p, p + 1) for p in sor
 
 @given(spans, spans)
 def test_subtract(a: list[Span], b: list[Span]) -> None:
-    assert spread(subtract(a, b)) == spread(a) - spread(b)
+    assert spread(as_spans(runs_subtract(as_runs(a), as_runs(b)))) == spread(a) - spread(b)
     assert total(a) == len(spread(a))
 
 
 def test_as_runs() -> None:
     assert list(RUN.iter_unpack(as_runs([(3, 5), (9, 10)]))) == [(3, 2, 0), (9, 1, 0)]
+
+
+@given(spans, st.integers(0, SIZE + 5))
+def test_first_pages(a: list[Span], room: int) -> None:
+    chosen, left = first_pages(joined(a), room)
+    assert total(chosen) == min(room, total(a))
+    assert sorted(spread(chosen)) == sorted(spread(a))[:room]
+    assert left == total(a) - total(chosen)
+
+
+def test_joined() -> None:
+    assert joined([(1, 3), (2, 5), (5, 6), (8, 9)]) == [(1, 6), (8, 9)]
