@@ -266,7 +266,7 @@ class _Run:
         self.clock.lap("layout")
         pages.put(executor, self.clock)
         pages.written += objects.put(self.wanted.objects, self.wanted, pages.source)
-        self.clock.lap("objects")
+        self.clock.lap("pages")
         executor.after_pages()
         self.clock.lap("registers")
 
