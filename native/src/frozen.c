@@ -173,6 +173,7 @@ int scan_frozen(ckpt_tree *tree, struct task *task, const struct ckpt_track *tra
         return tree_fail(tree, error, "scan", task->pid, 0, -1, 0, "pagemap");
     if (scan.protect && ((track->fresh && !hints->reset) || hints->lost))
         reset_all(task, layout, hints);
+    scan.others = scan.tracked && hints->others;
     size_t hint = 0;
     for (size_t i = 0; i < layout.count && !error; i++)
         error = cut_line(&cutter, &layout.lines[i], hints, &hint);

@@ -87,6 +87,8 @@ static int round_begin(struct round *round, ckpt_tree *tree, const struct ckpt_t
         error = layout_read(tree, round->task, &round->lines, &round->count);
     if (!error)
         error = scan_open(round->task, track, true, &round->scan);
+    if (!error && round->scan.tracked)
+        round->scan.others = round->hints->others = uffd_others(round->task, track->remote_fd);
     if (error)
         return tree_fail(tree, error, "scan", track->pid, 0, -1, 0, NULL);
     round->scan.regions = round->memory->regions[0];
@@ -215,7 +217,7 @@ int ckpt_precopy(ckpt_tree *tree, const struct ckpt_track *track, ckpt_sink *sin
     int error = round_begin(&round, tree, track);
     if (error)
         return error;
-    if (!round.scan.tracked) {
+    if (!round.scan.tracked || round.scan.others) { /* another's tracking may begin at any moment: only frozen */
         *cursor = ~(uint64_t)0;
         *ret_result = total;
         return 0;

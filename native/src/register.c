@@ -9,8 +9,13 @@
  *  5. UFFDIO_WRITEPROTECT without the WP mode removes a write-protect marker (an entry without a page) altogether.
  */
 #include "scan.h"
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
 
 int uffd_register(int uffd, ckpt_addr_t start, ckpt_addr_t end) {
     struct uffdio_register reg = {.range = {start, end - start}, .mode = UFFDIO_REGISTER_MODE_WP};
@@ -33,4 +38,24 @@ int uffd_reset(int uffd, ckpt_addr_t start, ckpt_addr_t end) {
     if (!error)
         error = sys_ioctl(uffd, UFFDIO_UNREGISTER, &range);
     return error ? error : uffd_register(uffd, start, end);
+}
+
+bool uffd_others(const struct task *task, int ours) {
+    static const char wanted[] = "anon_inode:[userfaultfd]";
+    int dir = sys_openat(task->dir, "fd", O_RDONLY | O_DIRECTORY);
+    DIR *names = dir < 0 ? NULL : fdopendir(dir);
+    bool found = false;
+    if (!names) {
+        close_fd(&dir);
+        return true; /* not known: careful */
+    }
+    for (struct dirent *entry; !found && (entry = readdir(names));) {
+        char text[sizeof wanted];
+        if (entry->d_name[0] == '.' || atoi(entry->d_name) == ours)
+            continue;
+        ssize_t bytes = readlinkat(dir, entry->d_name, text, sizeof text);
+        found = bytes == sizeof wanted - 1 && !memcmp(text, wanted, sizeof wanted - 1);
+    }
+    closedir(names);
+    return found;
 }

@@ -106,7 +106,7 @@ struct scan_hints *scan_hints_of(struct scan_memory *memory, pid_t pid) {
         memory->hints = grown;
         memory->hint_cap = cap;
     }
-    memory->hints[memory->hint_count] = (struct scan_hints){.pid = pid};
+    memory->hints[memory->hint_count] = (struct scan_hints){.pid = pid, .others = true}; /* until somebody looks */
     return &memory->hints[memory->hint_count++];
 }
 

@@ -38,6 +38,8 @@
  *     Seen under load about once in a thousand freezes. Cost: about a microsecond a page, 330-420 pages in a Python.
  *  7. A guard page that is put into a dense stretch after the last look is "written" to the fast path, and cannot be
  *     read: the copy then drops such pages from the runs and starts again (frozen.c).
+ *  8. What the program tracks by an asynchronous userfaultfd of its own is read whole and never protected, if the
+ *     descriptor was there when the running process was last looked at (count or pre-copy; before the first look every process counts as having one).
  *
  * Read-only private file mappings are tracked (relocated data). MADV_DONTNEED of a protected page leaves a marker there,
  * which shows as SWAPPED and not WRITTEN, just like a page of ours that was swapped out. A look settles it: reading
@@ -234,7 +236,17 @@ static int dense(struct scan *scan, ckpt_addr_t start, ckpt_addr_t end) {
 
 /* ---- one piece ---- */
 
+/* Registered by the program's own asynchronous userfaultfd? Then no EPERM tells, and protecting would consume what it
+ * has protected. Registering what is registered with ours changes nothing; what is not registered is left to EPERM. */
+static bool anothers(struct scan *scan, const struct piece *piece) {
+    struct pm_scan_arg arg = {.size = sizeof arg, .flags = PM_SCAN_CHECK_WPASYNC, .start = piece->start, .end = piece->start + CKPT_PAGE,
+                              .category_mask = PAGE_IS_WRITTEN, .return_mask = PAGE_IS_WRITTEN};
+    return walk(scan, &arg) != -EPERM && uffd_register(scan->uffd, piece->start, piece->end);
+}
+
 static int by_method(struct scan *scan, const struct piece *piece) {
+    if (scan->others && anothers(scan, piece))
+        return full(scan, piece->start, piece->end, (enum ckpt_range_kind)piece->kind, false, true);
     if (piece->dense)
         return dense(scan, piece->start, piece->end);
     if (!scan->protect) { /* looking: what is not registered has no SAME pages, whatever protection it brought along */

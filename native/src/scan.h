@@ -42,6 +42,7 @@ struct scan_hints {
     pid_t pid;
     bool reset; /* a fresh track's protection was dropped already */
     bool lost;  /* a pre-copy could not tell what it had protected: the freeze drops all protection */
+    bool others; /* the process has userfaultfds besides ours: ask before each mapping that is to be protected */
     struct ckpt_range *at;
     size_t count, cap;
 };
@@ -76,6 +77,7 @@ struct scan {
     bool tracked;     /* by userfaultfd; else everything populated is DATA */
     bool protect;     /* consume: what is reported is write-protected by the same walk */
     bool running;     /* pre-copy: only what is written, and at most max_pages of it */
+    bool others;      /* see struct scan_hints */
     bool met_protection; /* something that was looked at is write-protected */
     bool no_guard;    /* kernel before 6.16: there is no category for guard pages */
     uint64_t max_pages;
@@ -100,6 +102,9 @@ int uffd_register(int uffd, ckpt_addr_t start, ckpt_addr_t end);
 int uffd_unprotect(int uffd, ckpt_addr_t start, ckpt_addr_t end);
 /* Drops the protection of a range that is ours: everything in it counts as written. */
 int uffd_reset(int uffd, ckpt_addr_t start, ckpt_addr_t end);
+
+/* Whether the process has a userfaultfd besides `ours`, a number in its table. Reads its links: while it runs. */
+bool uffd_others(const struct task *task, int ours);
 
 /* softdirty.c */
 int softdirty_look(struct scan *scan, const struct piece *piece, bool by_bit);

@@ -1,4 +1,4 @@
-/* scan_oracle.c: random programs against the scan. usage: scan_oracle ROUNDS SEED [pinning]
+/* scan_oracle.c: random programs against the scan. usage: scan_oracle ROUNDS SEED [pinning|own]
  *
  * A forked victim works on its memory at random: maps over, unmaps, moves, grows and shrinks, protects, discards, frees,
  * punches holes in files it has mapped, lets the kernel write for it, forks, grows its stack and heap. It makes its own
@@ -197,6 +197,22 @@ static void one_operation(void) {
     }
 }
 
+/* A userfaultfd of the program's own: 64 pages protected, the first half written since. Nobody may change that. */
+#define OWN ((char *)0x210000000000)
+static bool own;
+
+static void track_own(void) {
+    mmap(OWN, 64 * CKPT_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_POPULATE, -1, 0);
+    int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+    struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED};
+    struct uffdio_register reg = {.range = {(uintptr_t)OWN, 64 * CKPT_PAGE}, .mode = UFFDIO_REGISTER_MODE_WP};
+    struct uffdio_writeprotect wp = {.range = reg.range, .mode = UFFDIO_WRITEPROTECT_MODE_WP};
+    if (fd < 0 || ioctl(fd, UFFDIO_API, &api) || ioctl(fd, UFFDIO_REGISTER, &reg) || ioctl(fd, UFFDIO_WRITEPROTECT, &wp))
+        _exit(1);
+    for (int i = 0; i < 32; i++)
+        OWN[i * CKPT_PAGE] = (char)i;
+}
+
 static void victim_main(int orders, int answers) {
     struct sigaction action = {.sa_handler = on_fault, .sa_flags = SA_NODEFER};
     sigaction(SIGSEGV, &action, NULL), sigaction(SIGBUS, &action, NULL);
@@ -209,6 +225,8 @@ static void victim_main(int orders, int answers) {
     mmap(BASE - (1ul << 33), 1ul << 32, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0); /* sparse */
     for (int i = 0; i < SLOTS; i++)
         map_new();
+    if (own)
+        track_own();
     int32_t uffd = (int32_t)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK), order;
     struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED};
     if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api))
@@ -331,6 +349,11 @@ static void judge(pid_t pid, const struct map_line *lines, size_t count, struct 
     _cleanup_close_ int pagemap = open(path, O_RDONLY | O_CLOEXEC);
     snprintf(path, sizeof path, "/proc/%d/mem", pid);
     _cleanup_close_ int mem = open(path, O_RDONLY | O_CLOEXEC);
+    uint64_t entries[64] = {0};
+    if (own && pread(pagemap, entries, sizeof entries, (off_t)((uintptr_t)OWN / CKPT_PAGE * 8)) == sizeof entries)
+        for (int i = 0; i < 64; i++)
+            if ((entries[i] >> 57 & 1) != (i >= 32))
+                complain(round, (uintptr_t)OWN / CKPT_PAGE + (uint64_t)i, "the program's own protection was changed");
     for (size_t i = 0; i < count; i++)
         if (maps_kind(&lines[i]) != CKPT_RANGE_SKIP && lines[i].end - lines[i].start < 1ul << 34) /* not a sanitizer's shadow */
             judge_line(&lines[i], pagemap, mem, model, round);
@@ -421,7 +444,8 @@ int main(int argc, char **argv) {
     int rounds = argc > 1 ? atoi(argv[1]) : 100, orders[2], answers[2];
     int32_t uffd, order;
     seed = argc > 2 ? strtoull(argv[2], NULL, 10) * 0x9e3779b97f4a7c15u | 1 : 1;
-    pinning = argc > 3;
+    pinning = argc > 3 && !strcmp(argv[3], "pinning");
+    own = argc > 3 && !strcmp(argv[3], "own");
     zero_hash = hash_page((const uint8_t[CKPT_PAGE]){0});
     if (pipe2(orders, O_CLOEXEC) || pipe2(answers, O_CLOEXEC))
         return 2;

@@ -36,6 +36,13 @@ def test_runs_give_back_every_page(oracle: Path, seed: int) -> None:
     assert result["same"] > 3000, "nothing was incremental"  # writable private file mappings are read whole
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: takes a descriptor of another process")
+def test_the_programs_own_userfaultfd_keeps_its_protection(oracle: Path) -> None:
+    done = subprocess.run([str(oracle), "12", "7", "own"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["wrong"] == 0
+
+
 def test_probe_is_quick_and_leaves_nothing() -> None:
     before = os.listdir("/proc/self/fd")
     start = time.perf_counter()
