@@ -6,6 +6,7 @@
 
 enum {
     STUB_BYTES = 384,  /* room for one self-restoring sequence; emit_stub() checks */
+    STUB_CONSTANTS = 32, /* in front of its first instruction */
     NOTE_BYTES = 32,
     SLOT_HEADER = 64,  /* struct slot_header */
     CODE_SLOTS = 1024, /* where the threads' sequences begin in a bridge, behind magic and loop */
@@ -43,6 +44,9 @@ void own_registers(const struct thread *thread, struct user_regs_struct *ret_reg
  * Sets all of *ret_flight; returns the entry, 0 = it does not fit. */
 ckpt_addr_t emit_stub(uint8_t out[STUB_BYTES], ckpt_addr_t at, const struct task *task, const struct thread *thread, bool with_call,
                       struct flight *ret_flight);
+
+/* The registers and the mask that a sequence gives back at its end (segments stay). -ENOENT: none stands there. */
+int stub_own(const uint8_t code[STUB_BYTES], struct user_regs_struct *regs, uint64_t *ret_sigmask);
 
 /* flight.c */
 int flight_start(ckpt_tree *tree, struct flight *flight, const struct user_regs_struct *regs);

@@ -2,10 +2,13 @@
  *
  * The note in the vdso's tail (inject.h) says so with one read. Then
  *  1. a thread whose rip stands inside the stub or the bridge runs on until it is itself again (some microseconds, or until the one call returns that it waits in); injecting over it would save the stub's registers as its own, for ever;
- *  2. nothing is taken away while a signal handler would return into it (an address of ours on the thread's stack): the handler is run
+ *  2. a thread in a group stop does not run: it may stand in a memory that is rolled back by half (ckpt/live/journal.py), where its own
+ *     code must not execute a single instruction. What the sequence would give back at its end is read out of it and set from here;
+ *     calls of the batch that are left are not made (the next rollback makes them all again);
+ *  3. nothing is taken away while a signal handler would return into it (an address of ours on the thread's stack): the handler is run
  *     to its end, and if it takes long, everything stays and this process is not injected this time (bridge.blocked);
- *  3. a bridge is unmapped, if one stands where the note says (a child inherits the note by fork, but not the bridge);
- *  4. the tail is zeroed.
+ *  4. a bridge is unmapped, if one stands where the note says (a child inherits the note by fork, but not the bridge);
+ *  5. the tail is zeroed.
  * Every freeze calls this, whatever it freezes for: a generation must not hold a thread inside our code.
  */
 #define _GNU_SOURCE
@@ -39,13 +42,52 @@ static bool returns_inside(const struct remains *remains, const struct thread *t
     return false;
 }
 
+/* Where the thread's sequence stands: in the tail, in its slot, or as its slot's header says while it walks the loop. */
+static ckpt_addr_t sequence_of(const struct remains *remains, const struct thread *thread) {
+    const struct bridge *tail = &remains->owner->bridge;
+    const struct inject_note *note = &remains->note;
+    uint64_t rip = thread->regs.rip;
+    if (rip >= tail->tail && rip < tail->tail_end)
+        return tail->tail + NOTE_BYTES;
+    if (rip >= note->bridge + CODE_SLOTS)
+        return note->bridge + CODE_SLOTS + (rip - note->bridge - CODE_SLOTS) / STUB_BYTES * STUB_BYTES;
+    struct slot_header header;
+    if (sys_pread(remains->owner->mem, &header, sizeof header, thread->regs.r15) != sizeof header)
+        return 0;
+    return header.epilogue - STUB_CONSTANTS;
+}
+
+/* Group-stopped: made itself again without running (invariant 2). */
+static int set_out(ckpt_tree *tree, struct thread *thread, const struct remains *remains) {
+    uint8_t code[STUB_BYTES];
+    struct user_regs_struct regs = thread->regs;
+    uint64_t mask;
+    ckpt_addr_t at = sequence_of(remains, thread);
+    ssize_t got = at ? sys_pread(remains->owner->mem, code, sizeof code, at) : -ENOENT;
+    long error = got == sizeof code ? stub_own(code, &regs, &mask) : got < 0 ? got : -EFAULT;
+    if (!error)
+        error = sys_ptrace(PTRACE_SETSIGMASK, thread->tid, sizeof mask, (uintptr_t)&mask);
+    if (!error)
+        error = sys_ptrace(PTRACE_SETREGS, thread->tid, 0, (uintptr_t)&regs);
+    if (error)
+        return tree_fail(tree, (int)error, "leave stub", thread->pid, thread->tid, -1, thread->regs.rip, "stopped inside it");
+    thread->regs = regs;
+    thread->sigmask = mask;
+    thread->decision = (struct ckpt_decision){.nr = -1, .shown = (int64_t)regs.rax, .value = (int64_t)regs.rax};
+    return 0;
+}
+
 /* 0 = nothing of the thread stands in our code, -EAGAIN = only a handler returns there, which takes its time. */
 static int run_out(ckpt_tree *tree, struct thread *thread, const struct remains *remains) {
     uint64_t began = now_ns(), came_out = 0;
     for (;;) {
         bool inside = ours(remains, thread->regs.rip);
+        if (inside && thread->group_stopped)
+            return set_out(tree, thread, remains);
         if (!inside && !returns_inside(remains, thread))
             return 0;
+        if (thread->group_stopped)
+            return -EAGAIN;
         uint64_t now = now_ns();
         came_out = inside || came_out ? came_out : now;
         if (!inside && now - came_out > FRAME_PATIENCE_NS)

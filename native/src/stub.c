@@ -26,6 +26,7 @@
  */
 #define _GNU_SOURCE
 #include "inject.h"
+#include <errno.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/ptrace.h>
@@ -156,4 +157,36 @@ ckpt_addr_t emit_stub(uint8_t out[STUB_BYTES], ckpt_addr_t at, const struct task
     PUT(&w, 0xff, 0x25);
     put(&w, &back, sizeof back);
     return w.used <= STUB_BYTES ? at + sizeof constants : 0;
+}
+
+/* ---- and back: what a sequence holds that a dead ckpt left ---- */
+
+enum { LOAD_BYTES = 10, LOADS = 15, SIGMASK_BYTES = 5 + LOAD_BYTES + 5 + 6 + 5 + 2 };
+
+static uint64_t word_at(const uint8_t *bytes) {
+    uint64_t value;
+    memcpy(&value, bytes, sizeof value);
+    return value;
+}
+
+int stub_own(const uint8_t code[STUB_BYTES], struct user_regs_struct *regs, uint64_t *ret_sigmask) {
+    size_t jump = 32 + SIGMASK_BYTES + LOADS * LOAD_BYTES;
+    for (int32_t back; jump + 6 <= STUB_BYTES; jump++) { /* the one place where the last jump can stand: it names constants[3] */
+        memcpy(&back, code + jump + 2, sizeof back);
+        if (code[jump] == 0xff && code[jump + 1] == 0x25 && back == 24 - (int32_t)(jump + 6))
+            break;
+    }
+    if (jump + 6 > STUB_BYTES)
+        return -ENOENT;
+    const uint8_t *loads = code + jump - LOADS * LOAD_BYTES + 2;
+    unsigned long long *const order[LOADS] = {&regs->rax, &regs->rcx, &regs->rdx, &regs->rbx, &regs->rbp, &regs->rsi, &regs->rdi, &regs->r8,
+                                              &regs->r9,  &regs->r10, &regs->r11, &regs->r12, &regs->r13, &regs->r14, &regs->r15};
+    for (size_t i = 0; i < LOADS; i++)
+        *order[i] = word_at(loads + i * LOAD_BYTES);
+    regs->rsp = word_at(loads - SIGMASK_BYTES - LOAD_BYTES);
+    regs->eflags = word_at(code + 16);
+    regs->rip = word_at(code + 24);
+    regs->orig_rax = ~UINT64_C(0);
+    *ret_sigmask = word_at(code + 8);
+    return 0;
 }

@@ -160,7 +160,7 @@ def rollback_redis() -> Row:
         ckpt = Ckpt(folder)
         generation = ckpt.snapshot(redis.pid, "--full")["generation"]
         for _ in range(5):
-            redis.touch(1500)
+            redis.touch(750)  # a value and what points to it: two pages each
             done = ckpt.json("rollback", str(generation), "--pid", str(redis.pid))
             times.append(done["stop_us"] / 1000)
             pages = done["pages_written"]

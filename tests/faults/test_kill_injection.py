@@ -98,6 +98,32 @@ def test_a_thread_inside_a_dead_tracers_batch_is_let_out_first(victim: RemoteVic
         victim.goes_on()
 
 
+@pytest.mark.parametrize("victim", ["registers", "pause", "threads", "caught"], indirect=True)
+def test_a_stopped_thread_inside_a_dead_tracers_batch_does_not_run(victim: RemoteVictim) -> None:
+    """As a rollback leaves them that was killed in the middle: the memory may be half of another time."""
+    for _ in range(times(2, 10)):
+        command = [sys.executable, "-c", NAP, str(victim.pid)]
+        with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT, stdout=subprocess.PIPE) as tracer:
+            assert tracer.stdout is not None
+            assert tracer.stdout.readline() == b"in\n"
+            wait_until(lambda: Path(f"/proc/{victim.pid}/syscall").read_text().startswith("35 "), "the call of the batch")
+            tracer.kill()
+            tracer.wait()
+            os.kill(victim.pid, signal.SIGSTOP)
+        wait_until(lambda: Path(f"/proc/{victim.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", "the stop")
+        assert any(line.startswith("3a") for line in victim.maps()), "the victim is not in the batch any more: nothing was tested"
+        rounds = victim.rounds()
+        with frozen(victim.pid) as tree:
+            regs = ffi.new("uint64_t[27]")
+            check(lib.ckpt_thread_get(tree, victim.pid, regs, ffi.NULL, 0, ffi.NULL), tree)
+            assert not 0x3A0000000000 <= regs[16] < 0x550000000000, "rip stands in the bridge"
+            assert not any(line.startswith("3a") for line in victim.maps())
+        assert victim.rounds() == rounds, "the program itself has run"
+        assert Path(f"/proc/{victim.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        os.kill(victim.pid, signal.SIGCONT)
+        victim.goes_on()
+
+
 @pytest.mark.parametrize("victim", ["fork"], indirect=True)
 @pytest.mark.parametrize("phase", ["injected", "batch", "batch-done"])
 def test_a_child_that_inherits_the_remains_is_rid_of_them(victim: RemoteVictim, phase: str, tmp_path: Path) -> None:
