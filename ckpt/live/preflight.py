@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISBLK, S_ISREG
 
 from ckpt.errors import CkptError, NotFoundError, PermissionDeniedError, RefusedError
 from ckpt.kinds.base import FdKind, RawDescriptor, Unsupported, Work
@@ -18,11 +19,12 @@ from ckpt.live import core, records
 from ckpt.live.core import Tree
 from ckpt.live.records import RawCapture, RawFd
 from ckpt.model import Mapping
-from ckpt.procfs import Stat, Status, parse_maps, parse_stat, parse_status
+from ckpt.procfs import Stat, Status, parse_fdinfo, parse_maps, parse_stat, parse_status
 
 PF_KTHREAD = 0x200000
 ELF_32 = 1
 HARMLESS = Work.SOCKET | Work.UNIX_DIAG | Work.SEALS  #: what may be asked of a running program's descriptors
+O_DIRECT = 0o40000
 LOOKS = 5  #: a program that closes descriptors all the time is looked at again
 #: the features of the tracker's own userfaultfd, as fdinfo tells them (native/src/arm.c, invariant 3): WP_ASYNC, WP_UNPOPULATED,
 #: WP_HUGETLBFS_SHMEM, and the kernel's own bit for a handshake that was made
@@ -36,18 +38,28 @@ class Problem:
     text: str
 
 
-def preflight(tree: Tree) -> tuple[str, ...]:
-    """Warnings; raises the first refusal: RefusedError (3), PermissionDeniedError (4), NotFoundError (6)."""
-    problems = list(examine(tree))
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A tree that can be captured."""
+
+    warnings: tuple[str, ...]
+    direct_io: bool  #: some descriptor has O_DIRECT
+
+
+def preflight(tree: Tree) -> Passed:
+    """Raises the first refusal: RefusedError (3), PermissionDeniedError (4), NotFoundError (6)."""
+    seen: list[RawDescriptor] = []
+    problems = list(examine(tree, seen))
     refusals = [problem.text for problem in problems if problem.refuses]
     if refusals:
         more = f" (and {len(refusals) - 1} more: ckpt check {tree.pid} lists them)" if len(refusals) > 1 else ""
         raise RefusedError(refusals[0] + more)
-    return tuple(problem.text for problem in problems)
+    direct = any((S_ISREG(raw.mode) or S_ISBLK(raw.mode)) and parse_fdinfo(raw.fdinfo).flags & O_DIRECT for raw in seen)
+    return Passed(tuple(problem.text for problem in problems), direct)
 
 
-def examine(tree: Tree) -> Iterator[Problem]:
-    """Every problem of every task of the tree."""
+def examine(tree: Tree, seen: list[RawDescriptor] | None = None) -> Iterator[Problem]:
+    """Every problem of every task of the tree. `seen` takes in the program's descriptors, for further questions."""
     pids = sorted({thread.pid for thread in tree.threads()}, key=lambda pid: (pid != tree.pid, pid))
     comms: dict[int, str] = {}
     for pid in pids:
@@ -59,7 +71,7 @@ def examine(tree: Tree) -> Iterator[Problem]:
         except PermissionError:
             raise PermissionDeniedError(f"task {pid}: belongs to another user or may not be traced: run as root") from None
     if comms:
-        yield from _descriptors(tree, comms)
+        yield from _descriptors(tree, comms, [] if seen is None else seen)
 
 
 def _task(pid: int, comms: dict[int, str], *, root: bool) -> Iterator[Problem]:
@@ -138,12 +150,13 @@ def _mapping(mapping: Mapping) -> str | None:
     return None
 
 
-def _descriptors(tree: Tree, comms: dict[int, str]) -> Iterator[Problem]:
+def _descriptors(tree: Tree, comms: dict[int, str], seen: list[RawDescriptor]) -> Iterator[Problem]:
     for process in _look(tree).processes.values():
         for fd in process.fds.values():
             raw = raw_descriptor(fd)
             if process.pid not in comms or is_tracker(raw):
                 continue
+            seen.append(raw)
             try:
                 judge(raw)
             except Unsupported as reason:

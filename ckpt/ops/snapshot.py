@@ -89,11 +89,13 @@ def snapshot(request: Request, progress: Progress = quiet) -> Result:
     ref = PidRef(request.pid, runtime.start_ticks(request.pid))
     with ExitStack() as stack:
         tree = stack.enter_context(core.Tree(ref.pid, ref.start_ticks))
-        warnings = preflight(tree)
+        passed = preflight(tree)
         stack.enter_context(runtime.target_lock(ref))
         clock.lap("preflight")
         history = stack.enter_context(open_store(request.store, Mode.CREATE))
-        return _Run(request, ref, tree, history, clock, progress).run(warnings)
+        if passed.direct_io:
+            request = replace(request, precopy=0)  # a page that a device is writing to would be protected behind its back
+        return _Run(request, ref, tree, history, clock, progress).run(passed.warnings)
 
 
 class _Run:
