@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import selectors
 import signal
 import subprocess
@@ -217,7 +218,7 @@ class Victim:
                     self._pidfds[pid] = os.pidfd_open(pid)
 
     def end(self) -> None:
-        """SIGKILL to every process of the victim, and waits for the leader."""
+        """SIGKILL to every process of the victim, and waits until each has ended."""
         for _ in range(3):  # a child may be born while we look
             self.note()
             for pidfd in self._pidfds.values():
@@ -229,5 +230,6 @@ class Victim:
                     pipe.close()
         self.process.wait(30)
         for pidfd in self._pidfds.values():
+            select.select([pidfd], [], [], 30)  # readable once the process has ended; its parent need not have waited
             os.close(pidfd)
         self._pidfds.clear()

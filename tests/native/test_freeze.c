@@ -228,6 +228,8 @@ static void case_refusals(int iterations) {
     CHECK_EQ(ckpt_tree_freeze(tree), 0);
     check_frozen(tree);
     ckpt_tree_close(tree); /* thaws */
+    for (int i = 0; i < 2000 && state_of(victim.pid, victim.pid) == 'R'; i++) /* on its way back to its sleep */
+        usleep(1000);
     CHECK_EQ(state_of(victim.pid, victim.pid), 'S');
     victim_verdict(&victim);
 }
