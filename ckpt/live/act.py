@@ -50,7 +50,7 @@ class Batch:
     def run(self, tree: Tree, tid: int) -> list[int]:
         """Results in order; CallFailed names the first call that went wrong."""
         count = len(self.source)
-        ran = tree.check(int(lib.ckpt_remote(tree.handle, tid, self.calls, count, self._lent, len(self.data))))
+        ran = tree.check(int(lib.ckpt_remote(tree.handle, tid, self.calls, count, self._lent, len(self.data))), "run calls inside")
         results = [int(raw.ret) for raw in self.calls[0:ran]]
         for index, (item, got) in enumerate(zip(self.source, results, strict=False)):
             if item.expect is not None and got < item.expect:
@@ -64,15 +64,15 @@ class Batch:
 def remote_begin(tree: Tree, pid: int, avoid: Iterable[tuple[int, int]], data_bytes: int) -> None:
     """Maps the bridge outside all ranges of `avoid` (start, end) with room for data_bytes."""
     ranges = ffi.new("struct ckpt_range[]", [[start, end, 0, 0] for start, end in sorted(avoid)])
-    tree.check(int(lib.ckpt_remote_begin(tree.handle, pid, ranges, len(ranges), data_bytes)))
+    tree.check(int(lib.ckpt_remote_begin(tree.handle, pid, ranges, len(ranges), data_bytes)), "open the bridge")
 
 
 def remote_end(tree: Tree, pid: int) -> None:
-    tree.check(int(lib.ckpt_remote_end(tree.handle, pid)))
+    tree.check(int(lib.ckpt_remote_end(tree.handle, pid)), "close the bridge")
 
 
 def threads_end(tree: Tree, pid: int, tids: Sequence[int]) -> None:
-    tree.check(int(lib.ckpt_threads_end(tree.handle, pid, ffi.new("int32_t[]", list(tids)), len(tids))))
+    tree.check(int(lib.ckpt_threads_end(tree.handle, pid, ffi.new("int32_t[]", list(tids)), len(tids))), "end threads")
 
 
 def threads_spawn(tree: Tree, pid: int, tids: Sequence[int]) -> None:
@@ -80,7 +80,7 @@ def threads_spawn(tree: Tree, pid: int, tids: Sequence[int]) -> None:
     code = int(lib.ckpt_threads_spawn(tree.handle, pid, ffi.new("int32_t[]", list(tids)), len(tids)))
     if code == -errno.EEXIST:
         raise CkptError(f"task {pid}: a thread number of {', '.join(map(str, tids))} is taken by another task")
-    tree.check(code)
+    tree.check(code, "make threads")
 
 
 def thread_set(tree: Tree, tid: int, regs: bytes, decision: RetvalDecision, nr: int, xstate: bytes, sigmask: int) -> None:
@@ -89,13 +89,13 @@ def thread_set(tree: Tree, tid: int, regs: bytes, decision: RetvalDecision, nr: 
     words = ffi.new("uint64_t[27]")
     ffi.buffer(words)[:] = regs
     lent = ffi.from_buffer(xstate)
-    tree.check(int(lib.ckpt_thread_set(tree.handle, tid, words, raw, lent, len(xstate), ffi.new("uint64_t *", sigmask))))
+    tree.check(int(lib.ckpt_thread_set(tree.handle, tid, words, raw, lent, len(xstate), ffi.new("uint64_t *", sigmask))), "set registers")
 
 
 def pages_write(tree: Tree, pid: int, runs: bytes, data: bytes | bytearray | memoryview) -> None:
     """runs: struct ckpt_run[] of DATA; data: their bytes in order."""
     if runs:
-        tree.check(int(lib.ckpt_pages_write(tree.handle, pid, *_runs(runs), ffi.from_buffer(data))))
+        tree.check(int(lib.ckpt_pages_write(tree.handle, pid, *_runs(runs), ffi.from_buffer(data))), "write pages")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,5 +152,5 @@ def _runs(runs: bytes) -> tuple[Any, int]:
 def pages_scan(tree: Tree, track: Track, sink: Sink, *, protect: bool) -> SpaceRuns:
     """What is populated: DATA = written since tracking last consumed it, SAME = not. The sink is reset first."""
     sink.reset()
-    tree.check(int(lib.ckpt_pages_scan(tree.handle, track.raw(), int(protect), sink.handle)))
+    tree.check(int(lib.ckpt_pages_scan(tree.handle, track.raw(), int(protect), sink.handle)), "scan pages")
     return sink.spaces()[0]

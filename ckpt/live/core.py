@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from ckpt.errors import CkptError, NotFoundError, PermissionDeniedError, RefusedError
 from ckpt.model import PAGE
@@ -78,17 +78,21 @@ class Fault:
         return f"{where.strip()}: {what}: {os.strerror(-self.error) if self.error else 'failed'}".lstrip(": ")
 
 
-def _raise(fault: Fault, code: int) -> None:
-    text = fault.describe()
+def raise_fault(fault: Fault, code: int, what: str, root: int) -> NoReturn:
+    """One line: what, which resource, what to do. `what` and `root` stand in where the core recorded no fault."""
+    pid = fault.pid or root
+    text = replace(fault, pid=pid).describe() if fault.error else f"task {pid}: {what}: {os.strerror(-code)}"
     if fault.step == "traced":
         raise RefusedError(f"{text.split(':')[0]}: already traced by {fault.name}: end that tracer first")
     if fault.step in ("32-bit", "kernel thread", "zombie"):
         raise RefusedError(f"task {fault.pid}: {fault.step}: cannot be checkpointed")
     if code == -errno.ESRCH:
-        raise NotFoundError(f"{text or 'no such process'}: it is gone or never was; give the pid of a living process")
+        raise NotFoundError(f"{text}: it is gone or never was; give the pid of a living process")
     if code in (-errno.EPERM, -errno.EACCES):
         raise PermissionDeniedError(f"{text}: run as root, or as the target's own user with ptrace allowed")
-    raise CkptError(text)
+    if code == -errno.ENOMEM:
+        raise CkptError(f"{text}: free some memory and try again")
+    raise CkptError(f"{text}: try again; ckpt check {pid} looks for a reason")
 
 
 class Sink:
@@ -208,7 +212,7 @@ class Tree:
             self.close()
             if code == -errno.ESRCH and fault.step == "open":
                 raise NotFoundError(f"no process {pid}: give the pid of a living process")
-            _raise(fault, code)
+            raise_fault(fault, code, "open", pid)
 
     def __enter__(self) -> Self:
         return self
@@ -227,53 +231,54 @@ class Tree:
         step, name = ffi.string(raw.step).decode(), ffi.string(raw.name).decode(errors="replace")
         return Fault(int(raw.error), int(raw.pid), int(raw.tid), int(raw.fd), int(raw.addr), step, name)
 
-    def check(self, code: int) -> int:
+    def check(self, code: int, what: str = "the capture core") -> int:
+        """`what` names the call where the core's own fault says nothing."""
         if code < 0:
-            _raise(self.fault(), code)
+            raise_fault(self.fault(), code, what, self.pid)
         return code
 
     def freeze(self) -> None:
-        self.check(int(lib.ckpt_tree_freeze(self.handle)))
+        self.check(int(lib.ckpt_tree_freeze(self.handle)), "freeze")
 
     def thaw(self) -> None:
-        self.check(int(lib.ckpt_tree_thaw(self.handle)))
+        self.check(int(lib.ckpt_tree_thaw(self.handle)), "thaw")
 
     def threads(self) -> list[ThreadId]:
         cap = 64
         while True:
             raw = ffi.new("struct ckpt_thread_id[]", cap)
-            count = self.check(int(lib.ckpt_tree_threads(self.handle, raw, cap)))
+            count = self.check(int(lib.ckpt_tree_threads(self.handle, raw, cap)), "list threads")
             if count <= cap:
                 return [ThreadId(int(t.pid), int(t.tid), int(t.start_ticks), int(t.mm)) for t in raw[0:count]]
             cap = count + 16
 
     def arm(self, pid: int, hint_fd: int = -1, hint_ino: int = 0) -> Track:
         raw = ffi.new("struct ckpt_track *")
-        self.check(int(lib.ckpt_track_arm(self.handle, pid, hint_fd, hint_ino, raw)))
+        self.check(int(lib.ckpt_track_arm(self.handle, pid, hint_fd, hint_ino, raw)), "arm the tracker")
         return Track(int(raw.pid), int(raw.tracker), int(raw.remote_fd), int(raw.remote_ino), bool(raw.fresh))
 
     def disarm(self, track: Track) -> None:
-        self.check(int(lib.ckpt_track_disarm(self.handle, track.raw())))
+        self.check(int(lib.ckpt_track_disarm(self.handle, track.raw())), "disarm the tracker")
 
     def scan_count(self, track: Track) -> ScanResult:
         raw = ffi.new("struct ckpt_scan_result *")
-        self.check(int(lib.ckpt_scan_count(self.handle, track.raw(), raw)))
+        self.check(int(lib.ckpt_scan_count(self.handle, track.raw(), raw)), "count pages")
         return ScanResult(int(raw.resident), int(raw.written), int(raw.absent), int(raw.ns))
 
     def precopy(self, track: Track, sink: Sink, cursor: int) -> tuple[int, ScanResult]:
         """One piece of a round: returns the cursor to go on at (CURSOR_END = the round is complete) and what was seen."""
         position, raw = ffi.new("uint64_t *", cursor), ffi.new("struct ckpt_scan_result *")
-        self.check(int(lib.ckpt_precopy(self.handle, track.raw(), sink.handle, position, raw)))
+        self.check(int(lib.ckpt_precopy(self.handle, track.raw(), sink.handle, position, raw)), "pre-copy")
         return int(position[0]), ScanResult(int(raw.resident), int(raw.written), int(raw.absent), int(raw.ns))
 
     def signal(self, pid: int, number: int) -> None:
         """A signal to a process of the tree, by pidfd: never to a stranger with a recycled number."""
-        self.check(int(lib.ckpt_tree_signal(self.handle, pid, number)))
+        self.check(int(lib.ckpt_tree_signal(self.handle, pid, number)), "signal")
 
     def capture(self, options: CaptureOptions, sink: Sink) -> dict[str, int]:
         """Freeze, raw bytes, scan, copy, thaw. Returns nanoseconds by phase; `stop` is the whole frozen time."""
         raw = ffi.new("struct ckpt_timing *")
-        self.check(int(lib.ckpt_capture(self.handle, options.raw, sink.handle, raw)))
+        self.check(int(lib.ckpt_capture(self.handle, options.raw, sink.handle, raw)), "capture")
         names = ("stop", "freeze", "files", "descriptors", "questions", "scan", "copy", "thaw")
         return {name: int(getattr(raw, name)) for name in names}
 
