@@ -17,7 +17,7 @@ from ckpt.kinds.table import table
 from ckpt.live import core, records
 from ckpt.live.doctor import machine
 from ckpt.live.fingerprint import Fingerprint, fingerprint
-from ckpt.live.preflight import raw_descriptor, recognise, refusal
+from ckpt.live.preflight import is_tracker, raw_descriptor, recognise, refusal
 from ckpt.live.records import RawCapture, RawFd, RawProcess, RawThread
 from ckpt.live.runtime import TrackerSeat
 from ckpt.live.spaces import Spaces
@@ -176,7 +176,12 @@ class Parser:
 
     def _descriptors(self, process: RawProcess, comm: str) -> tuple[Descriptor, ...]:
         found = []
+        table_size = parse_status(process.files["status"]).fd_size
         for fd, raw in sorted(process.fds.items()):
+            if is_tracker(raw_descriptor(raw), table_size):
+                continue  # left by another way of tracking, inherited by a fork, or by a ckpt that died: not the program's
+            if not raw.fdinfo:
+                raise records.missing(f"fd {fd} of task {process.pid} ({comm})", f"fdinfo/{fd}")
             cloexec = bool(parse_fdinfo(raw.fdinfo).flags & O_CLOEXEC)
             found.append(Descriptor(fd, cloexec, self._open_file(raw, comm)))
         return tuple(found)

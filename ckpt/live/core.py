@@ -284,7 +284,7 @@ class Tree:
 
     def look(self, options: CaptureOptions, sink: Sink) -> None:
         """Records of the descriptors alone; the tree runs on. Fails when one is closed meanwhile."""
-        self.check(int(lib.ckpt_look(self.handle, options.raw, sink.handle)))
+        self.check(int(lib.ckpt_look(self.handle, options.raw, sink.handle)), "look at descriptors")
 
 
 @dataclass(frozen=True, slots=True)

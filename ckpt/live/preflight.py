@@ -29,6 +29,7 @@ LOOKS = 5  #: a program that closes descriptors all the time is looked at again
 #: the features of the tracker's own userfaultfd, as fdinfo tells them (native/src/arm.c, invariant 3): WP_ASYNC, WP_UNPOPULATED,
 #: WP_HUGETLBFS_SHMEM, and the kernel's own bit for a handshake that was made
 TRACKER_FEATURES = 1 << 15 | 1 << 13 | 1 << 12 | 1 << 31
+NEAR_TOP = 16  #: native/src/arm.c: numbers below the table's size where a tracker without a handshake is ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,14 @@ class Problem:
     pid: int
     refuses: bool  #: False: a warning, the snapshot is taken all the same
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What is known of a task by the time its descriptors are judged."""
+
+    comm: str
+    table_size: int  #: of its descriptors
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +70,20 @@ def preflight(tree: Tree) -> Passed:
 def examine(tree: Tree, seen: list[RawDescriptor] | None = None) -> Iterator[Problem]:
     """Every problem of every task of the tree. `seen` takes in the program's descriptors, for further questions."""
     pids = sorted({thread.pid for thread in tree.threads()}, key=lambda pid: (pid != tree.pid, pid))
-    comms: dict[int, str] = {}
+    tasks: dict[int, Looked] = {}
     for pid in pids:
         try:
-            yield from _task(pid, comms, root=pid == tree.pid)
+            yield from _task(pid, tasks, root=pid == tree.pid)
         except (FileNotFoundError, ProcessLookupError):
             if pid == tree.pid:
                 raise NotFoundError(f"task {pid}: has ended: give the pid of a living process") from None
         except PermissionError:
             raise PermissionDeniedError(f"task {pid}: belongs to another user or may not be traced: run as root") from None
-    if comms:
-        yield from _descriptors(tree, comms, [] if seen is None else seen)
+    if tasks:
+        yield from _descriptors(tree, tasks, [] if seen is None else seen)
 
 
-def _task(pid: int, comms: dict[int, str], *, root: bool) -> Iterator[Problem]:
+def _task(pid: int, tasks: dict[int, Looked], *, root: bool) -> Iterator[Problem]:
     folder = Path(f"/proc/{pid}")
     stat, status = parse_stat((folder / "stat").read_bytes()), parse_status((folder / "status").read_bytes())
     if stat.state in "ZX" and not root:
@@ -84,7 +93,7 @@ def _task(pid: int, comms: dict[int, str], *, root: bool) -> Iterator[Problem]:
     if whole is not None:
         yield Problem(pid, True, whole)
         return
-    comms[pid] = stat.comm
+    tasks[pid] = Looked(stat.comm, status.fd_size)
     if status.seccomp:
         yield Problem(pid, False, f"task {pid} ({stat.comm}): has a seccomp filter: nothing is injected, every page is read and compared")
     for mapping in parse_maps((folder / "maps").read_bytes()):
@@ -150,17 +159,20 @@ def _mapping(mapping: Mapping) -> str | None:
     return None
 
 
-def _descriptors(tree: Tree, comms: dict[int, str], seen: list[RawDescriptor]) -> Iterator[Problem]:
+def _descriptors(tree: Tree, tasks: dict[int, Looked], seen: list[RawDescriptor]) -> Iterator[Problem]:
     for process in _look(tree).processes.values():
+        task = tasks.get(process.pid)
+        if task is None:
+            continue
         for fd in process.fds.values():
             raw = raw_descriptor(fd)
-            if process.pid not in comms or is_tracker(raw):
+            if is_tracker(raw, task.table_size):
                 continue
             seen.append(raw)
             try:
                 judge(raw)
             except Unsupported as reason:
-                yield Problem(process.pid, True, refusal(fd.fd, process.pid, comms[process.pid], str(reason)))
+                yield Problem(process.pid, True, refusal(fd.fd, process.pid, task.comm, str(reason)))
 
 
 def judge(raw: RawDescriptor) -> None:
@@ -178,10 +190,16 @@ def refusal(fd: int, pid: int, comm: str, reason: str) -> str:
     return f"fd {fd} of task {pid} ({comm}): {reason}"
 
 
-def is_tracker(raw: RawDescriptor) -> bool:
-    """A userfaultfd that ckpt left in the target: arming uses it again, or closes it. A program's own has other features."""
+def is_tracker(raw: RawDescriptor, table_size: int) -> bool:
+    """A userfaultfd that ckpt left in the target: arming uses it again, or closes it. A program's own has other features.
+
+    One without any (a ckpt died before its handshake) only where arming puts it: near the top of the descriptor table.
+    """
     api = raw.fdinfo.partition("API:\taa:")[2].partition(":")[0]
-    return raw.link == "anon_inode:[userfaultfd]" and api != "" and int(api, 16) == TRACKER_FEATURES
+    if raw.link != "anon_inode:[userfaultfd]" or not api:
+        return False
+    features = int(api, 16)
+    return features == TRACKER_FEATURES or (features == 0 and raw.fd >= table_size - NEAR_TOP)
 
 
 def recognise(raw: RawDescriptor) -> FdKind | None:

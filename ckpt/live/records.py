@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from ckpt.errors import CkptError
 from ckpt.kinds.base import Answer
 
 PROC_FILE, THREAD_FILE, REGS, XSTATE, SIGMASK, PENDING_SHARED, PENDING_THREAD, RSEQ, ROBUST = range(1, 10)
@@ -19,13 +20,28 @@ DECISION_BODY = struct.Struct("<qqqII")
 SIGINFO = 128
 
 
+def missing(resource: str, name: str) -> CkptError:
+    return CkptError(f"{resource}: /proc showed no {name} while it was stopped: nothing was kept; try again")
+
+
+class Texts(dict[str, bytes]):
+    """Files of /proc by name. The core leaves out what cannot be read; whoever needs one of those hears which."""
+
+    def __init__(self, resource: str) -> None:
+        super().__init__()
+        self.resource = resource
+
+    def __missing__(self, name: str) -> bytes:
+        raise missing(self.resource, name)
+
+
 @dataclass(slots=True)
 class RawThread:
     pid: int
     tid: int
     start_ticks: int
     mm: int
-    files: dict[str, bytes] = field(default_factory=dict)
+    files: Texts
     regs: bytes = b""
     xstate: bytes = b""
     sigmask: int = 0
@@ -49,7 +65,7 @@ class RawFd:
 @dataclass(slots=True)
 class RawProcess:
     pid: int
-    files: dict[str, bytes] = field(default_factory=dict)
+    files: Texts
     pending: list[bytes] = field(default_factory=list)
     limits: tuple[tuple[int, int], ...] = ()
     answers: dict[int, Answer] = field(default_factory=dict)
@@ -91,15 +107,15 @@ def decode(view: memoryview, proc_files: Sequence[str], thread_files: Sequence[s
     for kind, _pid, _tid, _fd, _index, data in pairs:
         if kind == THREADS:
             for pid, tid, start, mm, _pad in THREAD_ID.iter_unpack(data):
-                raw.threads[tid] = RawThread(pid, tid, start, mm)
-                raw.processes.setdefault(pid, RawProcess(pid))
+                raw.threads[tid] = RawThread(pid, tid, start, mm, Texts(f"thread {tid} of task {pid}"))
+                raw.processes.setdefault(pid, RawProcess(pid, Texts(f"task {pid}")))
     for kind, pid, tid, fd, index, data in pairs:
         if kind == THREADS:
             continue
         if kind == OBJECT:
             raw.objects.append(RawObject(index, *OBJECT_HEAD.unpack_from(data)))
         elif kind in (FD, FDINFO, FD_WORK, FD_OPTION):
-            _descriptor(raw.processes.setdefault(pid, RawProcess(pid)), kind, fd, index, data)
+            _descriptor(raw.processes.setdefault(pid, RawProcess(pid, Texts(f"task {pid}"))), kind, fd, index, data)
         elif kind == ANSWER:
             answer = Answer(struct.unpack_from("<q", data)[0], data[8:])
             (raw.threads[tid].answers if tid else raw.processes[pid].answers)[index] = answer

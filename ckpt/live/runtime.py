@@ -22,6 +22,7 @@ from pathlib import Path
 
 from ckpt.errors import CkptError, NotFoundError
 from ckpt.model import PidRef
+from ckpt.procfs import parse_stat
 
 
 def folder() -> Path:
@@ -45,6 +46,15 @@ def start_ticks(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError):
         raise NotFoundError(f"no process {pid}: give the pid of a living process") from None
     return int(text[text.rindex(b")") + 2 :].split()[19])
+
+
+def lives(pid: int, start: int) -> bool:
+    """Whether the process that began at `start` still runs: not gone, no zombie, and the number not somebody else's."""
+    try:
+        stat = parse_stat(Path(f"/proc/{pid}/stat").read_bytes())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.start_ticks == start and stat.state not in "ZX"
 
 
 def incarnation(ref: PidRef) -> str:

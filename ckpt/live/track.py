@@ -60,6 +60,8 @@ def arm(tree: core.Tree, wanted: str, seats: Sequence[TrackerSeat]) -> Armed:
 
 
 def _arm_one(tree: core.Tree, pid: int, wanted: str, seat: TrackerSeat | None) -> tuple[core.Track, str]:
+    if wanted == "softdirty" and core.probe()["soft_dirty"] != 0:
+        raise CkptError(f"task {pid}: this kernel has no soft-dirty bits (CONFIG_MEM_SOFT_DIRTY): use --tracker auto")
     if wanted in ("compare", "softdirty"):
         return core.Track(pid, TRACKERS[wanted], -1, 0, fresh=True), ""
     if not may_inject(pid):

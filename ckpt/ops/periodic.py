@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ckpt.errors import NotFoundError, UsageError
+from ckpt.errors import CkptError, UsageError
 from ckpt.history.open import Mode, open_store
+from ckpt.live import runtime
 from ckpt.ops.snapshot import Request, Result, snapshot
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -27,13 +28,14 @@ def parse_interval(text: str) -> float:
 def repeat(request: Request, seconds: float, keep: str | None, show: Callable[[Result], None]) -> None:
     """One snapshot each `seconds`, counted from the starts, until the process ends. A slow one delays the next; none overlap."""
     taken, due = 0, time.monotonic()
+    request = replace(request, start_ticks=runtime.start_ticks(request.pid))  # never of a stranger who got its number
     while True:
         try:
             show(snapshot(request if taken == 0 else replace(request, mode="auto", tag=None)))
-        except NotFoundError:
-            if taken == 0:
+        except CkptError:
+            if taken == 0 or runtime.lives(request.pid, request.start_ticks):
                 raise
-            return  # the process has ended by itself: the work is done
+            return  # the process has ended by itself, perhaps in the middle of this one: the work is done
         taken += 1
         if keep is not None:
             prune(request.store, keep)

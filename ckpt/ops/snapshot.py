@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckpt.errors import CkptError
+from ckpt.errors import CkptError, NotFoundError
 from ckpt.history.open import Generation, History, Mode, open_store
 from ckpt.history.recording import Meta, Recording
 from ckpt.live import core, runtime, track
@@ -41,6 +41,7 @@ class Request:
     tag: str | None = None
     kill: bool = False
     paranoid: bool = False
+    start_ticks: int = 0  #: of the process that is meant; 0 = whoever has the number
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +85,21 @@ def quiet(_what: str, _done: int, _total: int) -> None:
 
 def snapshot(request: Request, progress: Progress = quiet) -> Result:
     """Takes one snapshot. Raises RefusedError (3), PermissionDeniedError (4), NotFoundError (6), DamagedError (5), CkptError (1)."""
+    try:
+        return _snapshot(request, progress)
+    except (FileNotFoundError, ProcessLookupError) as error:  # of /proc: the root or a child went while we looked
+        if not str(error.filename).startswith("/proc/"):
+            raise
+        task = str(error.filename).split("/")[2]
+        if task == str(request.pid):
+            raise NotFoundError(f"task {task}: has ended: give the pid of a living process") from None
+        raise CkptError(f"task {task}: ended in the middle of the snapshot: nothing was kept; try again") from None
+
+
+def _snapshot(request: Request, progress: Progress) -> Result:
     clock = Clock()
     settle(request.pid)
-    ref = PidRef(request.pid, runtime.start_ticks(request.pid))
+    ref = PidRef(request.pid, request.start_ticks or runtime.start_ticks(request.pid))
     with ExitStack() as stack:
         tree = stack.enter_context(core.Tree(ref.pid, ref.start_ticks))
         passed = preflight(tree)
