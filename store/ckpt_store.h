@@ -14,7 +14,7 @@ struct st_run {
 };
 enum st_content { ST_DATA = 0, ST_ZERO = 1, ST_SAME = 2, ST_ABSENT = 3 };
 
-/* Consecutive pages with consecutive contents. A content id is pack << 16 | slot; it names bytes for ever. */
+/* Consecutive pages with consecutive contents. A content id is block << 16 | slot; it names bytes for ever. Where they lie is the packs' to say. */
 struct st_extent {
     uint64_t page;
     uint64_t id; /* of the first page; every page of the extent has 0 (zero page) or ~0 (absent) where that is the first's */
@@ -45,10 +45,10 @@ size_t st_map_runs(const st_map *map, struct st_run *ret_runs);
 /* The extents again, cut so that window w is extents ret_starts[w] .. ret_starts[w + 1] with `limit` pages (the last: what is left).
  * Both arrays are the caller's, by st_free. */
 int st_map_windows(const st_map *map, uint64_t limit, struct st_extent **ret_extents, uint64_t **ret_starts, size_t *ret_windows);
-/* Sorted distinct packs that the map names; returns how many there are, fills up to cap. */
-int64_t st_map_packs(const st_map *map, uint32_t *ret_packs, size_t cap);
-/* Sets bit (slot) of every content of this pack that the map names; bits: one per slot. */
-int st_map_mark(const st_map *map, const uint32_t *packs, uint8_t *const *bits, const uint32_t *slots, size_t count);
+/* Sorted distinct blocks that the map names; returns how many there are, fills up to cap. */
+int64_t st_map_blocks(const st_map *map, uint32_t *ret_blocks, size_t cap);
+/* Sets bit (slot) of every content of these sorted blocks that the map names, 2048 bits a block; -EBADMSG: it names one beyond them. */
+int st_map_mark(const st_map *map, const uint32_t *blocks, uint8_t *const *bits, size_t count);
 /* Versioned and compressed. Caller frees by st_free. */
 int st_map_encode(const st_map *map, uint8_t **ret_bytes, size_t *ret_size);
 /* -EBADMSG when the bytes are not what encode wrote. */
@@ -88,25 +88,46 @@ void st_entries_sort(struct st_entry *entries, size_t count);
 /* Bytes of a filter for so many entries, and the filter. */
 size_t st_filter_size(uint64_t entries);
 void st_filter_build(const struct st_entry *entries, size_t count, uint8_t *ret_filter, size_t size);
-/* Drops, in place, entries of these packs whose bit is not set; returns how many stay. */
-size_t st_entries_keep(struct st_entry *entries, size_t count, const uint32_t *packs, const uint8_t *const *bits, size_t pack_count);
+/* Drops, in place, entries of these blocks whose bit is not set; returns how many stay. */
+size_t st_entries_keep(struct st_entry *entries, size_t count, const uint32_t *blocks, const uint8_t *const *bits, size_t block_count);
 /* ret_starts[b] = first entry of bucket b, 2^bits + 1 values. */
 void st_entries_split(const struct st_entry *entries, size_t count, uint32_t bits, uint64_t *ret_starts);
+
+/* ---- packs: where contents lie (repack.c) ---- */
+/* Frames of a pack that hold consecutive contents of one block; packs.contents is an array of these, in the frames' order. */
+struct st_contents {
+    uint32_t block;
+    uint16_t slot, count;
+};
+/* How many of the pack's frames hold contents whose bit is set, and their bytes; blocks that are not named have no bit. */
+int64_t st_contents_live(const struct st_contents *contents, size_t runs, const uint16_t *lengths, uint32_t frames, const uint32_t *blocks,
+                         const uint8_t *const *bits, size_t count, uint64_t *ret_bytes);
+typedef struct st_packer st_packer;
+/* Puts frames of several packs together into new ones of up to `most` frames. */
+int st_packer_new(uint32_t page_size, uint32_t most, st_packer **ret_packer);
+void st_packer_free(st_packer *packer);
+/* Copies the frames from number `from` on whose bit is `wanted`, until the pack is full. Returns the frame to go on with, `frames` at the end;
+ * -EBADMSG when the parts do not fit each other. */
+int64_t st_packer_take(st_packer *packer, const struct st_contents *contents, size_t runs, const uint16_t *lengths, uint32_t frames,
+                       const uint8_t *blob, size_t size, uint32_t from, const uint32_t *blocks, const uint8_t *const *bits, size_t count, int wanted);
+/* The pack so far; lent until the packer takes again. 0: nothing. */
+uint32_t st_packer_pack(st_packer *packer, const uint8_t **ret_blob, size_t *ret_size, const uint16_t **ret_lengths,
+                        const struct st_contents **ret_contents, size_t *ret_runs);
+void st_packer_emptied(st_packer *packer);
 
 /* ---- reading (reader.c, locate.c) ---- */
 typedef struct st_reader st_reader;
 int st_reader_new(int fd, const uint8_t *key, uint32_t page_size, uint32_t root, st_reader **ret_reader);
 void st_reader_free(st_reader *reader);
-/* What the reader must know of a pack before it reads from it; lengths as the table has them. */
-int st_reader_pack(st_reader *reader, uint32_t pack, const uint16_t *lengths, uint32_t frames);
+/* What the reader must know of a pack before it reads from it; contents and lengths as the table has them. Each pack once. */
+int st_reader_pack(st_reader *reader, uint32_t pack, const struct st_contents *contents, size_t runs, const uint16_t *lengths, uint32_t frames);
 /* Asks the kernel to bring in what these extents need; returns at once. */
 int st_reader_prefetch(st_reader *reader, const struct st_extent *extents, size_t count);
 /* Pages in the extents' order. bad: indexes of pages that did not come out right, up to cap; ret_bad: how many there are. */
 int st_reader_read(st_reader *reader, const struct st_extent *extents, size_t count, uint8_t *ret_pages, uint64_t *bad, size_t cap, size_t *ret_bad);
-/* One page from a pack's BLOB as SQL gave it: -EBADMSG when its bytes are not those that were stored, -ENOENT when dropped. */
+/* One page from a pack's BLOB as SQL gave it: -EBADMSG when its bytes are not those that were stored, -ENOENT when the reader knows no place. */
 int st_frame_page(st_reader *reader, const uint8_t *blob, size_t size, uint64_t id, uint8_t *ret_page, uint8_t *ret_hash);
-/* A pack with only the frames whose bit is set: the BLOB in a buffer of st_free, and lengths. */
-int st_pack_rewrite(uint32_t page_size, const uint8_t *blob, size_t size, const uint16_t *lengths, uint32_t frames,
-                    const uint8_t *bits, uint16_t *ret_lengths, uint8_t **ret_blob, size_t *ret_size);
+/* Every frame of the reader's only pack, with the content's hash and id; id 0 where the frame is bad. Returns how many are bad. */
+int64_t st_check_frames(st_reader *reader, const uint8_t *blob, size_t size, struct st_entry *ret_entries);
 void st_hash_page(const uint8_t *key, const uint8_t *page, uint8_t *ret_hash);
 #endif

@@ -87,11 +87,12 @@ class Layout:
         check(lib.st_map_shared(self.pointer, other.pointer, out), "layout")
         return int(out[0])
 
-    def packs(self) -> list[int]:
-        count = check(lib.st_map_packs(self.pointer, ffi.NULL, 0), "layout")
-        packs = ffi.new("uint32_t[]", max(count, 1))
-        lib.st_map_packs(self.pointer, packs, count)
-        return list(ffi.unpack(packs, count)) if count else []
+    def blocks(self) -> list[int]:
+        """Sorted numbers of the blocks whose contents it names."""
+        count = check(lib.st_map_blocks(self.pointer, ffi.NULL, 0), "layout")
+        blocks = ffi.new("uint32_t[]", max(count, 1))
+        lib.st_map_blocks(self.pointer, blocks, count)
+        return list(ffi.unpack(blocks, count)) if count else []
 
     def pages(self) -> tuple[int, int]:
         """(pages, of these zero)."""

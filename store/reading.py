@@ -6,39 +6,105 @@ addresses is a slice of each pack, and every slice is read once (FORMAT.md, "Cos
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
+from store import packs
 from store._pages import ffi, lib
 from store.database import PAGE_SIZE
 from store.layouts import Layout, check
 from store.records import StoreError
 
-__all__ = ["DamagedPageError", "PageReader", "rescue_reader"]
+__all__ = ["DamagedPageError", "PageReader", "Places", "rescue_reader"]
 
 PAGE = 4096
 PIECE = 1 << 20
 WINDOW = 32 << 20
 _BAD = 4096
+_FRAMES_KEPT = 4 << 20  #: 8 bytes each
+
+
+class Places:
+    """A C reader and the packs that it knows, for as long as the store does not change. Holds no lock while it reads."""
+
+    def __init__(self, connection: sqlite3.Connection, descriptor: int, key: bytes) -> None:
+        self.connection = connection
+        root = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'pack_data'").fetchone()[0]
+        self.reader = _reader(descriptor, key, root)
+        self._version = self._now()
+        self._blocks: set[int] = set()
+        self._packs: set[int] = set()
+        self._frames = 0
+        self.lock = Lock()  #: held by who changes what the reader knows, and by a prefetch, which another thread does
+
+    def _now(self) -> tuple[int, int]:
+        return self.connection.execute("PRAGMA data_version").fetchone()[0], self.connection.total_changes
+
+    def current(self) -> bool:
+        """Nobody has written since, and it has not become large."""
+        return self._version == self._now() and self._frames < _FRAMES_KEPT
+
+    def learn(self, layout: Layout) -> None:
+        """Finds out where the layout's contents lie. A pack that is not there, or not right, gives no page: damaged."""
+        blocks = [block for block in layout.blocks() if block not in self._blocks]
+        if not blocks:
+            return
+        with self.lock, _one_view(self.connection):
+            for number in packs.of_blocks(self.connection, blocks):
+                if number not in self._packs:
+                    pack = packs.load(self.connection, number)
+                    if pack is not None:
+                        _learn(self.reader, pack)
+                        self._frames += pack.frames
+                    self._packs.add(number)
+        self._blocks.update(blocks)
+
+
+@contextmanager
+def _one_view(connection: sqlite3.Connection) -> Iterator[None]:
+    """Everything that is asked inside comes from one state of the store."""
+    if connection.in_transaction:
+        yield
+        return
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+
+
+def _reader(descriptor: int, key: bytes, root: int) -> Any:
+    out = ffi.new("st_reader **")
+    check(lib.st_reader_new(descriptor, ffi.from_buffer("uint8_t[]", key), PAGE_SIZE, root, out), "reader")
+    return ffi.gc(out[0], lib.st_reader_free)
+
+
+def _learn(reader: Any, pack: packs.Pack) -> bool:
+    """False where the pack's row is not right."""
+    if not pack.whole():
+        return False
+    runs = len(pack.contents) // packs.CONTENTS.size
+    contents, lengths = ffi.from_buffer("struct st_contents[]", pack.contents), ffi.from_buffer("uint16_t[]", pack.lengths)
+    result = lib.st_reader_pack(reader, pack.number, contents, runs, lengths, pack.frames)
+    return result != -errno.EBADMSG and check(result, "reader") == 0
 
 
 class PageReader:
-    """Reads pages of one layout. Knows the packs that the layout names; holds no lock while it reads."""
+    """Reads pages of one layout."""
 
-    def __init__(self, connection: sqlite3.Connection, descriptor: int, key: bytes, layout: Layout) -> None:
-        self._connection = connection
-        root = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'pack_data'").fetchone()[0]
-        out = ffi.new("st_reader **")
-        check(lib.st_reader_new(descriptor, ffi.from_buffer("uint8_t[]", key), PAGE_SIZE, root, out), "reader")
-        self._reader = ffi.gc(out[0], lib.st_reader_free)
+    def __init__(self, places: Places, key: bytes, layout: Layout) -> None:
+        places.learn(layout)
+        self._connection = places.connection
+        self._lock = places.lock
+        self._reader = places.reader
+        self._key = key
         self._layout = layout
-        for pack in layout.packs():
-            row = connection.execute("SELECT lengths, frames FROM packs WHERE pack = ?", (pack,)).fetchone()
-            if row is not None and len(row[0]) == 2 * row[1]:  # a pack that is not there, or not right, gives no page: damaged
-                check(lib.st_reader_pack(self._reader, pack, ffi.from_buffer("uint16_t[]", row[0]), row[1]), "reader")
 
     def pieces(self) -> Iterator[memoryview]:
         """All pages of the layout in order, in pieces of at most 1 MiB. A piece stays what it is after the next one was asked for.
@@ -60,7 +126,8 @@ class PageReader:
                 yield from self._window(first, count, pages, _free_buffer(buffers))
 
     def _prefetch(self, window: tuple[Any, int, int]) -> None:
-        lib.st_reader_prefetch(self._reader, window[0], window[1])
+        with self._lock:
+            lib.st_reader_prefetch(self._reader, window[0], window[1])
 
     def _window(self, extents: Any, count: int, pages: int, buffer: bytearray) -> Iterator[memoryview]:
         bad, found = ffi.new("uint64_t[]", _BAD), ffi.new("size_t *")
@@ -74,28 +141,50 @@ class PageReader:
 
     def _rescue(self, extents: Any, count: int, bad: list[int], buffer: Any) -> None:
         """Pages that did not come out right past SQLite are asked for through it; what is wrong there too is damage."""
-        loaded: tuple[int, bytes] = (0, b"")
-        hash_ = ffi.new("uint8_t[]", 16)
         at, number = 0, 0
+        rescue = Rescue(self._connection, self._key)
         for place in bad:
             while at + extents[number].count <= place:
                 at += extents[number].count
                 number += 1
             content = extents[number].id + (place - at)
-            pack = content >> 16
-            if loaded[0] != pack:
-                row = self._connection.execute("SELECT data FROM pack_data WHERE pack = ?", (pack,)).fetchone()
-                loaded = (pack, row[0] if row else b"")
-            blob = ffi.from_buffer("uint8_t[]", loaded[1])
-            if not loaded[1] or lib.st_frame_page(self._reader, blob, len(loaded[1]), content, buffer + place * PAGE, hash_) < 0:
-                raise DamagedPageError(extents[number].page + (place - at), pack, content & 0xFFFF)
+            if not rescue.page(content, buffer + place * PAGE):
+                raise DamagedPageError(extents[number].page + (place - at), content >> 16, content & 0xFFFF)
+
+
+class Rescue:
+    """Contents one by one through SQLite, wherever they lie now."""
+
+    def __init__(self, connection: sqlite3.Connection, key: bytes) -> None:
+        self._connection = connection
+        self._key = key
+        self._block = 0
+        self._found: list[tuple[Any, bytes]] = []
+
+    def page(self, content: int, out: Any) -> bool:
+        """Fills a page; False where it cannot be had."""
+        hash_ = ffi.new("uint8_t[]", 16)
+        if self._block != content >> 16:
+            self._load(content >> 16)
+        return any(
+            lib.st_frame_page(reader, ffi.from_buffer("uint8_t[]", data), len(data), content, out, hash_) == 0
+            for reader, data in self._found
+        )
+
+    def _load(self, block: int) -> None:
+        self._block, self._found = block, []
+        for number in packs.of_blocks(self._connection, [block]):
+            pack = packs.load(self._connection, number, data=True)
+            reader = rescue_reader(self._key, pack) if pack is not None and pack.data else None
+            if pack is not None and reader is not None:
+                self._found.append((reader, pack.data))
 
 
 class DamagedPageError(StoreError):
     """One page that cannot be had."""
 
-    def __init__(self, page: int, pack: int, slot: int) -> None:
-        super().__init__("damaged", f"page {page:#x} cannot be read (pack {pack}, frame {slot})")
+    def __init__(self, page: int, block: int, slot: int) -> None:
+        super().__init__("damaged", f"page {page:#x} cannot be read (content {block}:{slot})")
         self.page = page
 
 
@@ -108,10 +197,7 @@ def _free_buffer(buffers: list[bytearray]) -> bytearray:
     return buffers[-1]
 
 
-def rescue_reader(key: bytes, pack: int, lengths: memoryview) -> Any:
-    """A C reader that knows this one pack, for st_frame_page on a BLOB that SQL gave."""
-    out = ffi.new("st_reader **")
-    check(lib.st_reader_new(-1, ffi.from_buffer("uint8_t[]", key), PAGE_SIZE, 0, out), "reader")
-    reader = ffi.gc(out[0], lib.st_reader_free)
-    check(lib.st_reader_pack(reader, pack, ffi.from_buffer("uint16_t[]", lengths), len(lengths)), "reader")
-    return reader
+def rescue_reader(key: bytes, pack: packs.Pack) -> Any | None:
+    """A C reader that knows this one pack, for st_frame_page on a BLOB that SQL gave; None where its row is not right."""
+    reader = _reader(-1, key, 0)
+    return reader if _learn(reader, pack) else None

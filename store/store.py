@@ -13,7 +13,7 @@ from store import fsck, upkeep
 from store.database import connect, open_database, raw_descriptor, return_descriptor, transaction, translated, writer_lock
 from store.layouts import Layout
 from store.manifests import load_layout
-from store.reading import DamagedPageError, PageReader
+from store.reading import DamagedPageError, PageReader, Places
 from store.records import GcResult, Generation, Problem, Progress, StoreError
 from store.writer import Writer
 
@@ -41,6 +41,7 @@ class Store(AbstractContextManager["Store"]):
         self.format: int = connection.execute("PRAGMA user_version").fetchone()[0]
         self._layouts: dict[tuple[int, int], Layout] = {}
         self._descriptor = raw_descriptor(path)
+        self._places: Places | None = None
 
     @classmethod
     def open(cls, path: str | PathLike[str], *, create: bool = False, read_only: bool = False, timeout_s: float = 10.0) -> Store:
@@ -55,6 +56,7 @@ class Store(AbstractContextManager["Store"]):
                 raise
 
     def close(self) -> None:
+        self._places = None
         self._connection.close()
         if self._descriptor >= 0:
             return_descriptor(self._descriptor)
@@ -210,12 +212,18 @@ class Store(AbstractContextManager["Store"]):
         try:
             wanted = wanted.select(_as_same(runs))
             with translated(self.path):
-                yield from PageReader(self._connection, self._descriptor, self._key, wanted).pieces()
+                yield from PageReader(self._current_places(), self._key, wanted).pieces()
         except DamagedPageError as error:
             self._must_exist(number)
             raise StoreError("damaged", f"{self.path}: generation {number}, space {space}: {error}") from None
         except StoreError as error:
             raise StoreError(error.kind, f"{self.path}: generation {number}, space {space}: {error}") from None
+
+    def _current_places(self) -> Places:
+        """Where packs lie is kept from one read to the next while nobody writes."""
+        if self._places is None or not self._places.current():
+            self._places = Places(self._connection, self._descriptor, self._key)
+        return self._places
 
     def diff(self, a: int, space_a: int, b: int, space_b: int) -> bytes:
         """struct ckpt_run[]: pages whose content differs. DATA and ZERO say what b has, ABSENT that only a has the page."""

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from typing import Any
 
-from store import index
+from store import index, packs
 from store._pages import ffi, lib
-from store.database import PAGE_SIZE, transaction
-from store.layouts import Layout, check
+from store.database import transaction
+from store.layouts import Layout
 from store.manifests import change_rows, changes, drop_unused_manifests, load_layouts
 from store.records import GcResult, Progress, StoreError
 
-__all__ = ["OF_GENERATION", "Live", "collect", "drop_unused_manifests", "live_frames", "remove", "rewrite"]
+__all__ = ["OF_GENERATION", "collect", "drop_unused_manifests", "live_contents", "remove", "repack"]
 
 OF_GENERATION = ("page_runs", "spaces", "processes", "threads", "mappings", "descriptors", "phases", "snapshots", "generations")
 _REWRITE_DEAD = 0.25  #: of a pack's bytes: what makes rewriting worth it
 _BATCH = 8
+_CHECK = 16  #: bytes of a frame before its page's
 
 
 def remove(connection: sqlite3.Connection, number: int) -> None:
@@ -46,24 +46,9 @@ def remove(connection: sqlite3.Connection, number: int) -> None:
     drop_unused_manifests(connection)
 
 
-class Live:
-    """Which frames of which packs some generation names."""
-
-    def __init__(self, packs: list[tuple[int, int]]) -> None:
-        self.packs = packs
-        self.bits = [bytearray((frames + 7) // 8) for _, frames in packs]
-        self._lent = [ffi.from_buffer("uint8_t[]", bits) for bits in self.bits]
-        self.numbers = ffi.new("uint32_t[]", [pack for pack, _ in packs])
-        self.pointers = ffi.new("uint8_t *[]", self._lent)
-        self._frames = ffi.new("uint32_t[]", [frames for _, frames in packs])
-
-    def mark(self, layout: Layout) -> bool:
-        """False where the layout names a frame that no pack has."""
-        return bool(lib.st_map_mark(layout.pointer, self.numbers, self.pointers, self._frames, len(self.packs)) == 0)
-
-
-def live_frames(connection: sqlite3.Connection, progress: Progress | None) -> Live:
-    live = Live(connection.execute("SELECT pack, frames FROM packs ORDER BY pack").fetchall())
+def live_contents(connection: sqlite3.Connection, progress: Progress | None) -> packs.Live:
+    """Which contents some generation names."""
+    live = packs.Live([row[0] for row in connection.execute("SELECT DISTINCT block FROM pack_blocks ORDER BY block")])
     numbers = [row[0] for row in connection.execute("SELECT generation FROM generations ORDER BY generation")]
     for done, number in enumerate(numbers):
         for space, layout in load_layouts(connection, number).items():
@@ -76,38 +61,39 @@ def live_frames(connection: sqlite3.Connection, progress: Progress | None) -> Li
 
 def collect(connection: sqlite3.Connection, path: str, progress: Progress | None) -> GcResult:
     before = Path(path).stat().st_size
-    live = live_frames(connection, progress)
+    live = live_contents(connection, progress)
     with transaction(connection):
         drop_unused_manifests(connection)
-    work: list[tuple[int, int, bytearray, int]] = []
-    for (pack, frames), bits in zip(live.packs, live.bits, strict=True):
-        lengths = memoryview(connection.execute("SELECT lengths FROM packs WHERE pack = ?", (pack,)).fetchone()[0]).cast("H")
-        alive = int.from_bytes(bits, "little").bit_count()
-        total = sum(length + 16 for length in lengths if length)
-        dead = sum(length + 16 for slot, length in enumerate(lengths) if length and not bits[slot >> 3] >> (slot & 7) & 1)
-        if not alive or dead >= _REWRITE_DEAD * total:
-            work.append((pack, frames, bits, alive))
+    work: list[tuple[int, int, int]] = []
+    there = 0
+    for number, frames, contents, lengths in connection.execute("SELECT pack, frames, contents, lengths FROM packs ORDER BY pack"):
+        alive, alive_bytes = live.of(packs.Pack(number, frames, contents, lengths))
+        total = sum(memoryview(lengths).cast("H")) + _CHECK * frames
+        there += alive
+        if not alive or total - alive_bytes >= _REWRITE_DEAD * total:
+            work.append((number, frames, alive))
+    if there != live.marked():
+        raise StoreError("damaged", "a generation names a frame that is not there: run fsck")
     if work:
         _shrink_index(connection, live)
-    dropped = 0
     for start in range(0, len(work), _BATCH):
         with transaction(connection):
-            for pack, _, bits, alive in work[start : start + _BATCH]:
-                dropped += rewrite(connection, pack, bits, alive)
+            repack(connection, [item[0] for item in work[start : start + _BATCH]], live)
         if progress:
             progress("packs", min(start + _BATCH, len(work)), len(work))
     _give_back(connection, progress)
-    removed = sum(1 for item in work if not item[3])
+    removed = sum(1 for item in work if not item[2])
+    dropped = sum(frames - alive for _, frames, alive in work)
     return GcResult(removed, len(work) - removed, dropped, max(0, before - Path(path).stat().st_size))
 
 
-def _shrink_index(connection: sqlite3.Connection, live: Live) -> None:
+def _shrink_index(connection: sqlite3.Connection, live: packs.Live) -> None:
     data = bytearray(index.load_all(connection))
     if not data:
         return
     entries = ffi.from_buffer("struct st_entry[]", data)
     count = len(data) // index.ENTRY_BYTES
-    kept = lib.st_entries_keep(entries, count, live.numbers, ffi.cast("uint8_t **", live.pointers), len(live.packs))
+    kept = lib.st_entries_keep(entries, count, live.numbers, ffi.cast("uint8_t **", live.pointers), live.count)
     if kept == count:
         return
     lib.st_entries_sort(entries, kept)
@@ -118,30 +104,15 @@ def _shrink_index(connection: sqlite3.Connection, live: Live) -> None:
             index.write_segment(connection, entries, kept)
 
 
-def rewrite(connection: sqlite3.Connection, pack: int, bits: bytearray, alive: int) -> int:
-    """Drops the dead frames of a pack; returns how many. Numbers and slots of the others stay."""
-    lengths, data, had = connection.execute(
-        "SELECT lengths, data, frames FROM packs JOIN pack_data USING (pack) WHERE pack = ?", (pack,)
-    ).fetchone()
-    present = sum(1 for length in memoryview(lengths).cast("H") if length)
-    if not alive:
-        connection.execute("DELETE FROM pack_data WHERE pack = ?", (pack,))
-        connection.execute("DELETE FROM packs WHERE pack = ?", (pack,))
-        return present
-    fresh = bytearray(len(lengths))
-    blob, size = ffi.new("uint8_t **"), ffi.new("size_t *")
-    result = lib.st_pack_rewrite(
-        PAGE_SIZE, ffi.from_buffer("uint8_t[]", data), len(data), ffi.from_buffer("uint16_t[]", lengths), had,
-        ffi.from_buffer("uint8_t[]", bits), ffi.from_buffer("uint16_t[]", fresh), blob, size,
-    )  # fmt: skip
-    check(result, f"pack {pack}")
-    try:
-        content: Any = ffi.buffer(blob[0], size[0])
-        connection.execute("UPDATE packs SET live = ?, bytes = ?, lengths = ? WHERE pack = ?", (alive, size[0], bytes(fresh), pack))
-        connection.execute("UPDATE pack_data SET data = ? WHERE pack = ?", (content, pack))
-    finally:
-        lib.st_free(blob[0])
-    return present - alive
+def repack(connection: sqlite3.Connection, numbers: list[int], live: packs.Live) -> None:
+    """Puts the live frames of these packs together into new ones; the others are gone."""
+    packer = packs.Packer(connection, packs.FRAMES_MAX)
+    for number in numbers:
+        pack = packs.load(connection, number, data=True)
+        if pack is not None:
+            packer.take(pack, live, True)
+            packs.delete(connection, [number])
+    packer.flush()
 
 
 def _give_back(connection: sqlite3.Connection, progress: Progress | None) -> None:

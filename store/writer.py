@@ -13,12 +13,13 @@ from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Any
 
-from store import index
+from store import index, packs
 from store._pages import ffi, lib
 from store.database import PAGE_SIZE, transaction, translated, writer_lock
 from store.layouts import EMPTY, Layout, check, runs_buffer
 from store.manifests import Stored, change_rows, changes, load_stored, store_layout
 from store.records import Counts, Generation, StoreError
+from store.tending import tend
 
 __all__ = ["Writer"]
 
@@ -51,15 +52,14 @@ class Writer(AbstractContextManager["Writer"]):
         execute = self._connection.execute
         if self._parent is not None and not execute("SELECT 1 FROM generations WHERE generation = ?", (self._parent,)).fetchone():
             raise StoreError("no-generation", f"{self._path}: no generation {self._parent}")
-        last = execute("SELECT seq FROM sqlite_sequence WHERE name = 'packs'").fetchone()
         out = ffi.new("st_writer **")
-        check(lib.st_writer_new(ffi.from_buffer("uint8_t[]", key), (last[0] if last else 0) + 1, PAGE_SIZE, out), "writer")
+        check(lib.st_writer_new(ffi.from_buffer("uint8_t[]", key), packs.next_number(self._connection), PAGE_SIZE, out), "writer")
         self._writer = ffi.gc(out[0], lib.st_writer_free)
         self._segments = index.attach(self._connection, self._writer)
         self._parents: dict[int, Stored] = load_stored(self._connection, self._parent) if self._parent is not None else {}
         self._added: dict[int, Layout] = {}
         self._final: dict[int, Layout] = {}
-        self._held: list[tuple[int, int, int, bytes, bytes]] = []
+        self._held: list[packs.Pack] = []
         self._held_bytes = 0
         self._pool: ThreadPoolExecutor | None = None
         self._pending: Future[None] | None = None
@@ -72,19 +72,16 @@ class Writer(AbstractContextManager["Writer"]):
 
         Raises ValueError for runs that are not sorted or do not fit the data, StoreError(full) when the disk is full.
         """
-        array, count = runs_buffer(runs)
-        view = memoryview(data).cast("B")
-        if len(view) % PAGE:
-            raise ValueError(f"data: {len(view)} bytes are not a whole number of pages")
         before = self._counts()
-        if lib.st_writer_feed(self._writer, array, count, ffi.from_buffer("uint8_t[]", view), len(view) // PAGE) < 0:
-            raise ValueError("runs are not sorted, hold something other than DATA and ZERO, or do not fit the data")
-        with translated(self._path):
-            while (step := check(lib.st_writer_step(self._writer), "writer")) != lib.ST_DONE:
-                if step == lib.ST_BUCKETS:
-                    index.load_needs(self._connection_idle(), self._writer, self._segments)
-                else:
-                    self._take_pack()
+        array, count = runs_buffer(runs)
+        # Given back before this returns or raises: an exception's traceback must not keep what the caller frees.
+        with array, ffi.from_buffer("uint8_t[]", data) as lent:
+            if len(lent) % PAGE:
+                raise ValueError(f"data: {len(lent)} bytes are not a whole number of pages")
+            try:
+                self._feed(array, count, lent, len(lent) // PAGE)
+            finally:
+                lib.st_writer_feed(self._writer, ffi.NULL, 0, ffi.NULL, 0)
         pointer = lib.st_writer_take_map(self._writer)
         if pointer == ffi.NULL:
             raise MemoryError("layout")
@@ -92,6 +89,16 @@ class Writer(AbstractContextManager["Writer"]):
         self._added[space] = self._added[space].overlay(layout) if space in self._added else layout
         after = self._counts()
         return Counts(*(a - b for a, b in zip(after, before, strict=True)))
+
+    def _feed(self, runs: Any, count: int, data: Any, pages: int) -> None:
+        if lib.st_writer_feed(self._writer, runs, count, data, pages) < 0:
+            raise ValueError("runs are not sorted, hold something other than DATA and ZERO, or do not fit the data")
+        with translated(self._path):
+            while (step := check(lib.st_writer_step(self._writer), "writer")) != lib.ST_DONE:
+                if step == lib.ST_BUCKETS:
+                    index.load_needs(self._connection_idle(), self._writer, self._segments)
+                else:
+                    self._take_pack()
 
     def finish(self, space: int, runs: Any) -> None:
         """The complete layout of the space: DATA, ZERO and SAME runs; what is not named is gone.
@@ -119,7 +126,8 @@ class Writer(AbstractContextManager["Writer"]):
             return
         if self._held_bytes >= HELD_BYTES:
             self._write_held()
-        self._held.append((number[0], frames, size[0], bytes(ffi.buffer(lengths[0], frames * 2)), bytes(ffi.buffer(blob[0], size[0]))))
+        contents, sizes = packs.CONTENTS.pack(number[0], 0, frames), bytes(ffi.buffer(lengths[0], frames * 2))
+        self._held.append(packs.Pack(number[0], frames, contents, sizes, bytes(ffi.buffer(blob[0], size[0]))))
         self._held_bytes += size[0]
         lib.st_writer_packed(self._writer)
 
@@ -137,13 +145,13 @@ class Writer(AbstractContextManager["Writer"]):
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1)
             self._stack.callback(self._pool.shutdown)
-        self._orphans += [pack[0] for pack in held]
+        self._orphans += [pack.number for pack in held]
         self._pending = self._pool.submit(self._write_orphans, connection, held)
 
     @staticmethod
-    def _write_orphans(connection: sqlite3.Connection, held: list[tuple[int, int, int, bytes, bytes]]) -> None:
+    def _write_orphans(connection: sqlite3.Connection, held: list[packs.Pack]) -> None:
         with transaction(connection):
-            insert_packs(connection, held)
+            packs.insert(connection, held)
 
     # ---- the end ----
 
@@ -161,7 +169,7 @@ class Writer(AbstractContextManager["Writer"]):
             self._take_pack()
             connection = self._connection_idle()
             with transaction(connection):
-                insert_packs(connection, self._held)
+                packs.insert(connection, self._held)
                 index.add_segment(connection, self._writer)
                 number = self._insert_generation(connection, generation)
                 changed = changes({space: stored.layout for space, stored in self._parents.items()}, self._final)
@@ -170,7 +178,8 @@ class Writer(AbstractContextManager["Writer"]):
                 connection.executemany("INSERT INTO page_runs VALUES (?, ?, ?, ?, ?, ?, ?)", change_rows(number, changed))
                 for table, table_rows in rows.items():
                     insert_rows(connection, table, number, table_rows)
-        self._published = True
+            self._published = True
+            tend(connection, generation.lineage, self._final)
         return number
 
     def _insert_generation(self, connection: sqlite3.Connection, g: Generation) -> int:
@@ -187,7 +196,11 @@ class Writer(AbstractContextManager["Writer"]):
         connection.execute("INSERT INTO snapshots VALUES (?, ?)", (number, g.snapshot))
         connection.executemany("INSERT INTO phases VALUES (?, ?, ?)", [(number, name, ns) for name, ns in g.phases.items()])
         connection.executemany("INSERT OR REPLACE INTO tags VALUES (?, ?)", [(tag, number) for tag in g.tags])
-        connection.execute("INSERT OR IGNORE INTO lineages VALUES (?, ?, ?)", (g.lineage, g.command, g.created_ns))
+        _, _, _, stored, size = self._counts()
+        connection.execute("INSERT OR IGNORE INTO lineages VALUES (?, ?, ?, 0, 0, 0)", (g.lineage, g.command, g.created_ns))
+        connection.execute(
+            "UPDATE lineages SET untended = untended + ?, untended_bytes = untended_bytes + ? WHERE lineage = ?", (stored, size, g.lineage)
+        )
         return number
 
     def close(self) -> None:
@@ -202,19 +215,12 @@ class Writer(AbstractContextManager["Writer"]):
         try:
             connection = self._connection_idle()
             with transaction(connection):
-                for table in ("pack_data", "packs"):
-                    connection.executemany(f"DELETE FROM {table} WHERE pack = ?", [(pack,) for pack in self._orphans])
+                packs.delete(connection, self._orphans)
         except sqlite3.Error:
             pass  # the disk is full or failing: they stay orphans, which is safe
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
-
-
-def insert_packs(connection: sqlite3.Connection, packs: list[tuple[int, int, int, bytes, bytes]]) -> None:
-    """Packs as the C module filled them: number, frames, size, lengths, BLOB."""
-    connection.executemany("INSERT INTO packs VALUES (?, ?, ?, ?, ?)", [(pack[0], pack[1], pack[1], pack[2], pack[3]) for pack in packs])
-    connection.executemany("INSERT INTO pack_data VALUES (?, ?)", [(pack[0], pack[4]) for pack in packs])
 
 
 def insert_rows(connection: sqlite3.Connection, table: str, number: int, rows: Sequence[Mapping[str, Any]]) -> None:

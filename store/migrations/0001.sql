@@ -27,7 +27,10 @@ CREATE TABLE phases (
     PRIMARY KEY (generation, phase)
 ) WITHOUT ROWID;
 CREATE TABLE tags (tag TEXT PRIMARY KEY, generation INTEGER NOT NULL REFERENCES generations (generation)) WITHOUT ROWID;
-CREATE TABLE lineages (lineage TEXT PRIMARY KEY, command TEXT NOT NULL, first_ns INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE lineages (
+    lineage TEXT PRIMARY KEY, command TEXT NOT NULL, first_ns INTEGER NOT NULL,
+    untended INTEGER NOT NULL, untended_bytes INTEGER NOT NULL, tended_pack INTEGER NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE processes (
     generation INTEGER NOT NULL REFERENCES generations (generation),
     pid INTEGER NOT NULL, ppid INTEGER, pgid INTEGER, sid INTEGER, start_ticks INTEGER, comm TEXT, space INTEGER, threads INTEGER,
@@ -62,12 +65,13 @@ CREATE INDEX spaces_by_manifest ON spaces (manifest);
 CREATE TABLE page_runs (
     generation INTEGER NOT NULL REFERENCES generations (generation), space INTEGER NOT NULL,
     start INTEGER NOT NULL, count INTEGER NOT NULL, content TEXT NOT NULL,
-    pack INTEGER, first INTEGER,
+    block INTEGER, slot INTEGER,
     PRIMARY KEY (generation, space, start)
 ) WITHOUT ROWID;
 CREATE TABLE packs (
-    pack INTEGER PRIMARY KEY AUTOINCREMENT, frames INTEGER NOT NULL, live INTEGER NOT NULL, bytes INTEGER NOT NULL, lengths BLOB NOT NULL
+    pack INTEGER PRIMARY KEY AUTOINCREMENT, frames INTEGER NOT NULL, bytes INTEGER NOT NULL, contents BLOB NOT NULL, lengths BLOB NOT NULL
 );
+CREATE TABLE pack_blocks (block INTEGER NOT NULL, pack INTEGER NOT NULL, PRIMARY KEY (block, pack)) WITHOUT ROWID;
 CREATE TABLE pack_data (pack INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE index_segments (segment INTEGER PRIMARY KEY AUTOINCREMENT, entries INTEGER NOT NULL, bits INTEGER NOT NULL, filter BLOB NOT NULL);
 CREATE TABLE index_buckets (
@@ -90,4 +94,6 @@ CREATE VIEW mapping_changes AS
     SELECT m.generation, m.pid, m.start, m.name, m.permissions, m.pages, m.dirty, round(100.0 * m.dirty / nullif(m.pages, 0), 1) AS dirty_percent
     FROM mappings m;
 CREATE VIEW pack_usage AS
-    SELECT pack, frames, live, bytes, round(1.0 * bytes / nullif(live, 0), 0) AS bytes_per_page FROM packs;
+    SELECT pack, frames, bytes, round(1.0 * bytes / nullif(frames, 0), 0) AS bytes_per_page,
+        (SELECT count(*) FROM pack_blocks b WHERE b.pack = packs.pack) AS blocks
+    FROM packs;

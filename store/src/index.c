@@ -237,20 +237,13 @@ void st_entries_split(const struct st_entry *entries, size_t count, uint32_t bit
     ret_starts[(size_t)1 << bits] = count;
 }
 
-size_t st_entries_keep(struct st_entry *entries, size_t count, const uint32_t *packs, const uint8_t *const *bits, size_t pack_count)
+size_t st_entries_keep(struct st_entry *entries, size_t count, const uint32_t *blocks, const uint8_t *const *bits, size_t block_count)
 {
     size_t kept = 0;
     for (size_t e = 0; e < count; e++) {
-        uint32_t pack = st_id_pack(entries[e].id), slot = st_id_slot(entries[e].id);
-        size_t low = 0, high = pack_count;
-        while (low < high) {
-            size_t middle = (low + high) / 2;
-            if (packs[middle] < pack)
-                low = middle + 1;
-            else
-                high = middle;
-        }
-        if (low == pack_count || packs[low] != pack || bits[low][slot / 8] >> (slot % 8) & 1)
+        uint32_t slot = st_id_slot(entries[e].id);
+        size_t at = st_find_block(blocks, block_count, st_id_block(entries[e].id));
+        if (at == block_count || slot >= ST_SLOTS || bits[at][slot / 8] >> (slot % 8) & 1)
             entries[kept++] = entries[e];
     }
     return kept;

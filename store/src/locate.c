@@ -88,19 +88,3 @@ int st_locate_first(int fd, struct st_geometry geometry, uint32_t root, uint32_t
     }
     return -EBADMSG;
 }
-
-/* Pages that SQLite keeps for itself in an auto-vacuum file: pointer maps, and the one that holds the lock bytes at 1 GiB. */
-static int is_own(uint32_t page_size, uint32_t page)
-{
-    uint32_t lock = 0x40000000u / page_size + 1, group = page_size / 5 + 1;
-    uint32_t map = (page - 2) / group * group + 2;
-    return page == lock || page == (map == lock ? map + 1 : map);
-}
-
-uint32_t st_locate_next_guess(uint32_t page_size, uint32_t page)
-{
-    do
-        page++;
-    while (is_own(page_size, page));
-    return page;
-}

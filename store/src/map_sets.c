@@ -1,4 +1,4 @@
-/* Layouts as sets of contents: what two share, which packs one names, which frames are alive. */
+/* Layouts as sets of contents: what two share, which blocks one names, which frames are alive. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -62,47 +62,40 @@ int st_map_shared(const st_map *a, const st_map *b, uint64_t *ret_pages)
     return r;
 }
 
-int64_t st_map_packs(const st_map *map, uint32_t *ret_packs, size_t cap)
+int64_t st_map_blocks(const st_map *map, uint32_t *ret_blocks, size_t cap)
 {
     struct st_extent *ids;
     size_t count;
-    int64_t packs = 0;
+    int64_t blocks = 0;
     int r = ids_of(map, &ids, &count);
     if (r < 0)
         return r;
     uint32_t last = 0;
     for (size_t i = 0; i < count; i++) {
-        uint32_t pack = st_id_pack(ids[i].id);
-        if (pack == last)
+        uint32_t block = st_id_block(ids[i].id);
+        if (block == last)
             continue;
-        if ((size_t)packs < cap)
-            ret_packs[packs] = pack;
-        packs++;
-        last = pack;
+        if ((size_t)blocks < cap)
+            ret_blocks[blocks] = block;
+        blocks++;
+        last = block;
     }
     free(ids);
-    return packs;
+    return blocks;
 }
 
-int st_map_mark(const st_map *map, const uint32_t *packs, uint8_t *const *bits, const uint32_t *slots, size_t count)
+int st_map_mark(const st_map *map, const uint32_t *blocks, uint8_t *const *bits, size_t count)
 {
     for (size_t i = 0; i < map->count; i++) {
         const struct st_extent *e = &map->extents[i];
         if (e->id == ST_ZERO_ID || e->id == ST_ABSENT_ID)
             continue;
-        uint32_t pack = st_id_pack(e->id), slot = st_id_slot(e->id);
-        size_t low = 0, high = count;
-        while (low < high) {
-            size_t middle = (low + high) / 2;
-            if (packs[middle] < pack)
-                low = middle + 1;
-            else
-                high = middle;
-        }
-        if (low == count || packs[low] != pack || slot + e->count > slots[low])
+        uint32_t slot = st_id_slot(e->id);
+        size_t at = st_find_block(blocks, count, st_id_block(e->id));
+        if (at == count || slot + e->count > ST_SLOTS)
             return -EBADMSG;
         for (uint32_t k = slot; k < slot + e->count; k++)
-            bits[low][k / 8] |= (uint8_t)(1u << (k % 8));
+            bits[at][k / 8] |= (uint8_t)(1u << (k % 8));
     }
     return 0;
 }

@@ -9,15 +9,29 @@ extern "C" {
 
 #define ST_PAGE 4096u
 #define ST_HASH 16u
-#define ST_SLOTS 2048u /* frames in a pack, at most; fits the 16 bits of a slot */
+#define ST_SLOTS 2048u /* contents in a block and frames in a pack, at most; fits the 16 bits of a slot */
 #define ST_BATCH 1024u /* pages hashed and compressed at a time */
 #define ST_ZERO_ID UINT64_C(0)
 #define ST_ABSENT_ID (~UINT64_C(0))
 
-static inline uint32_t st_id_pack(uint64_t id) { return (uint32_t)(id >> 16); }
+static inline uint32_t st_id_block(uint64_t id) { return (uint32_t)(id >> 16); }
 static inline uint32_t st_id_slot(uint64_t id) { return (uint32_t)(id & 0xffff); }
 /* The id of the page `off` pages into an extent that begins with id. */
 static inline uint64_t st_id_at(uint64_t id, uint64_t off) { return id == ST_ZERO_ID || id == ST_ABSENT_ID ? id : id + off; }
+
+/* The position of a block in a sorted array; count when it is not there. */
+static inline size_t st_find_block(const uint32_t *blocks, size_t count, uint32_t block)
+{
+    size_t low = 0, high = count;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (blocks[middle] < block)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < count && blocks[low] == block ? low : count;
+}
 
 /* How SQLite lays a BLOB out (its file format, section "B-tree Cell Format"): of a row too big for its page, `local` bytes stay in
  * the leaf and the rest goes to overflow pages, each a 4-byte next number and `per` bytes. We choose the BLOB's size so that the
@@ -50,8 +64,11 @@ void st_index_copy(const struct st_index *index, struct st_entry *ret_entries);
 
 /* locate.c: the file pages of a pack's BLOB. leaf_page: a page's room, zeroed at first, in which the last leaf is kept. */
 int st_locate_first(int fd, struct st_geometry geometry, uint32_t root, uint32_t pack, uint8_t *leaf_page, uint32_t *ret_first);
-/* The overflow page behind `page` when SQLite appended the chain in one go (it skips its own pages). */
-uint32_t st_locate_next_guess(uint32_t page_size, uint32_t page);
+/* chain.c: the order of overflow pages, from the pointer maps of an auto-vacuum file. */
+struct st_chain { int fd; uint32_t page_size, pages, groups; uint8_t **maps; uint32_t *next; };
+void st_chain_free(struct st_chain *chain);
+/* The overflow page behind `page`; 0: not known. */
+uint32_t st_chain_next(struct st_chain *chain, uint32_t page);
 #ifdef __cplusplus
 }
 #endif

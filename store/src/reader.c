@@ -20,8 +20,10 @@
 struct pack {
     uint32_t number, frames, file_pages;
     uint32_t *offsets; /* frames + 1 */
-    uint32_t *where;   /* file page of each overflow page; NULL: not looked for yet */
+    uint32_t *where;   /* file page of each overflow page; NULL: not found */
 };
+/* Where the contents of a block lie: pack * ST_SLOTS + frame + 1 for each slot, 0 where no pack that is known has it. */
+struct block { uint32_t number, slots; uint32_t *places; };
 struct st_reader {
     int fd;
     uint8_t key[32];
@@ -29,11 +31,14 @@ struct st_reader {
     uint32_t root;
     struct pack *packs;
     size_t count, room;
+    struct block *blocks; /* sorted */
+    size_t block_count, block_room;
+    struct st_chain chain;
     uint8_t leaf[65536]; /* of st_locate_first */
 };
 
-/* A stretch of frames of one pack, and where its first page goes. */
-struct piece { uint64_t id, out; uint32_t count, pack; };
+/* A stretch of frames of one pack, and where its first page goes. Sorted by order: the pack's place in the file, then the frame. */
+struct piece { uint64_t order, id, out; uint32_t count, pack, frame; };
 struct job {
     st_reader *reader;
     struct piece *pieces;
@@ -50,6 +55,7 @@ int st_reader_new(int fd, const uint8_t *key, uint32_t page_size, uint32_t root,
         return -ENOMEM;
     r->fd = fd;
     r->root = root;
+    r->chain = (struct st_chain){.fd = fd, .page_size = page_size};
     r->geometry = st_geometry(page_size);
     memcpy(r->key, key, sizeof(r->key));
     *ret_reader = r;
@@ -62,12 +68,18 @@ void st_reader_free(st_reader *r)
         free(r->packs[i].offsets);
         free(r->packs[i].where);
     }
-    if (r)
+    for (size_t i = 0; r && i < r->block_count; i++)
+        free(r->blocks[i].places);
+    if (r) {
         free(r->packs);
+        free(r->blocks);
+        st_chain_free(&r->chain);
+    }
     free(r);
 }
 
-/* Where the pack's overflow pages are if they were appended in one go; the truth when `walk`. */
+/* Where the pack's overflow pages are by the pointer maps; by the chain itself when `walk`. Written in place where it was known: a prefetch
+ * of the next window may be looking. */
 static int find_pages(st_reader *r, struct pack *pack, int walk)
 {
     uint32_t page;
@@ -76,28 +88,86 @@ static int find_pages(st_reader *r, struct pack *pack, int walk)
     int e = st_locate_first(r->fd, r->geometry, r->root, pack->number, r->leaf, &page);
     if (e < 0)
         return e;
-    uint32_t *where = malloc((pack->file_pages + 1) * sizeof(*where));
+    uint32_t *where = pack->where ? pack->where : malloc((pack->file_pages + 1) * sizeof(*where));
     if (!where)
         return -ENOMEM;
     for (uint32_t i = 0; i < pack->file_pages; i++) {
         uint8_t next[4];
-        where[i] = page;
+        where[i] = page ? page : UINT32_MAX;
         if (!walk)
-            page = st_locate_next_guess(r->geometry.page_size, page);
-        else if (pread(r->fd, next, 4, (off_t)(page - 1) * r->geometry.page_size) == 4)
+            page = i + 1 < pack->file_pages && page ? st_chain_next(&r->chain, page) : 0;
+        else if (page && pread(r->fd, next, 4, (off_t)(page - 1) * r->geometry.page_size) == 4)
             page = (uint32_t)next[0] << 24 | (uint32_t)next[1] << 16 | (uint32_t)next[2] << 8 | next[3];
-        if (!page)
-            page = UINT32_MAX;
     }
-    free(pack->where);
     pack->where = where;
     return 0;
 }
 
-int st_reader_pack(st_reader *r, uint32_t number, const uint16_t *lengths, uint32_t frames)
+/* The block of this number; made, in its place, where `make`. */
+static struct block *find_block(st_reader *r, uint32_t number, int make)
 {
-    if (r->count && r->packs[r->count - 1].number >= number)
-        return -EINVAL;
+    size_t low = 0, high = r->block_count;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (r->blocks[middle].number < number)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (low < r->block_count && r->blocks[low].number == number)
+        return &r->blocks[low];
+    if (!make)
+        return NULL;
+    if (r->block_count == r->block_room) {
+        size_t room = r->block_room ? r->block_room * 2 : 64;
+        struct block *blocks = realloc(r->blocks, room * sizeof(*blocks));
+        if (!blocks)
+            return NULL;
+        r->blocks = blocks;
+        r->block_room = room;
+    }
+    memmove(r->blocks + low + 1, r->blocks + low, (r->block_count++ - low) * sizeof(*r->blocks));
+    r->blocks[low] = (struct block){.number = number};
+    return &r->blocks[low];
+}
+
+static int set_places(st_reader *r, const struct st_contents *run, uint32_t frame)
+{
+    struct block *block = find_block(r, run->block, 1);
+    uint32_t end = (uint32_t)run->slot + run->count;
+    if (!block)
+        return -ENOMEM;
+    if (end > ST_SLOTS)
+        return -EBADMSG;
+    if (end > block->slots) {
+        uint32_t *places = realloc(block->places, end * sizeof(*places));
+        if (!places)
+            return -ENOMEM;
+        memset(places + block->slots, 0, (end - block->slots) * sizeof(*places));
+        block->places = places;
+        block->slots = end;
+    }
+    for (uint32_t k = 0; k < run->count; k++)
+        block->places[run->slot + k] = (uint32_t)r->count * ST_SLOTS + frame + k + 1;
+    return 0;
+}
+
+static int add_places(st_reader *r, const struct st_contents *contents, size_t runs, uint32_t frames)
+{
+    uint32_t frame = 0;
+    for (size_t i = 0; i < runs; i++) {
+        int e = frame + contents[i].count <= frames ? set_places(r, &contents[i], frame) : -EBADMSG;
+        if (e < 0)
+            return e;
+        frame += contents[i].count;
+    }
+    return frame == frames ? 0 : -EBADMSG;
+}
+
+int st_reader_pack(st_reader *r, uint32_t number, const struct st_contents *contents, size_t runs, const uint16_t *lengths, uint32_t frames)
+{
+    if (frames > ST_SLOTS || r->count >= UINT32_MAX / ST_SLOTS - 1)
+        return -EBADMSG;
     if (r->count == r->room) {
         size_t room = r->room ? r->room * 2 : 64;
         struct pack *packs = realloc(r->packs, room * sizeof(*packs));
@@ -111,28 +181,34 @@ int st_reader_pack(st_reader *r, uint32_t number, const uint16_t *lengths, uint3
     if (!pack->offsets)
         return -ENOMEM;
     uint32_t at = 0;
+    int e = 0;
     for (uint32_t i = 0; i < frames; i++) {
         pack->offsets[i] = at;
-        at += lengths[i] ? lengths[i] + ST_HASH : 0;
+        at += lengths[i] + ST_HASH;
+        e = lengths[i] > ST_PAGE || !lengths[i] ? -EBADMSG : e;
     }
     pack->offsets[frames] = at;
     pack->file_pages = (at + r->geometry.per - 1) / r->geometry.per;
+    e = e < 0 ? e : add_places(r, contents, runs, frames);
+    if (e < 0) { /* places that were set name a pack that is not counted: cut() takes them for unknown */
+        free(pack->offsets);
+        return e;
+    }
+    if (r->fd >= 0)
+        find_pages(r, pack, 0);
     r->count++;
-    find_pages(r, pack, 0);
     return 0;
 }
 
-static struct pack *find_pack(const st_reader *r, uint32_t number)
+/* Which pack and frame hold a content; 0 where that is not known. */
+static int find_place(const st_reader *r, const struct block *block, uint32_t slot, uint32_t *ret_pack, uint32_t *ret_frame)
 {
-    size_t low = 0, high = r->count;
-    while (low < high) {
-        size_t middle = (low + high) / 2;
-        if (r->packs[middle].number < number)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low < r->count && r->packs[low].number == number ? &r->packs[low] : NULL;
+    uint32_t place = block && slot < block->slots ? block->places[slot] : 0;
+    if (!place || (place - 1) / ST_SLOTS >= r->count)
+        return 0;
+    *ret_pack = (place - 1) / ST_SLOTS;
+    *ret_frame = (place - 1) % ST_SLOTS;
+    return *ret_frame < r->packs[*ret_pack].frames;
 }
 
 static int decode(const uint8_t *key, const uint8_t *frame, uint32_t length, uint64_t id, uint8_t *page, uint8_t *ret_hash)
@@ -178,7 +254,7 @@ static void decode_piece(struct job *job, const struct pack *pack, const struct 
     const st_reader *r = job->reader;
     uint8_t whole[ST_HASH + ST_PAGE], hash[ST_HASH];
     for (uint32_t i = 0; i < piece->count; i++) {
-        uint32_t slot = st_id_slot(piece->id) + i, from = pack->offsets[slot], size = pack->offsets[slot + 1] - from;
+        uint32_t from = pack->offsets[piece->frame + i], size = pack->offsets[piece->frame + i + 1] - from;
         uint32_t k = from / r->geometry.per, x = from % r->geometry.per, here = r->geometry.per - x;
         const uint8_t *frame = buffer + (size_t)(k - first) * r->geometry.page_size + 4 + x;
         if (size > here) {
@@ -191,7 +267,7 @@ static void decode_piece(struct job *job, const struct pack *pack, const struct 
     }
 }
 
-/* Reads pieces[from..to), sorted by id, grouping neighbours into chunks. */
+/* Reads pieces[from..to), in their order, grouping neighbours into chunks. */
 static void read_pieces(void *context, size_t from, size_t to)
 {
     struct job *job = context;
@@ -201,7 +277,7 @@ static void read_pieces(void *context, size_t from, size_t to)
     for (size_t i = from, next; i < to; i = next) {
         const struct piece *p = &job->pieces[i];
         struct pack *pack = p->pack == UINT32_MAX ? NULL : &r->packs[p->pack];
-        uint32_t begin = pack ? pack->offsets[st_id_slot(p->id)] : 0, end = pack ? pack->offsets[st_id_slot(p->id) + p->count] : 0;
+        uint32_t begin = pack ? pack->offsets[p->frame] : 0, end = pack ? pack->offsets[p->frame + p->count] : 0;
         next = i + 1;
         if (!buffer || !pack || !pack->where || begin == end) {
             for (uint32_t k = 0; k < p->count; k++)
@@ -210,7 +286,7 @@ static void read_pieces(void *context, size_t from, size_t to)
         }
         for (; next < to && job->pieces[next].pack == p->pack; next++) {
             const struct piece *q = &job->pieces[next];
-            uint32_t q_begin = pack->offsets[st_id_slot(q->id)], q_end = pack->offsets[st_id_slot(q->id) + q->count];
+            uint32_t q_begin = pack->offsets[q->frame], q_end = pack->offsets[q->frame + q->count];
             if (q_begin > end + GAP || q_end / per - begin / per >= CHUNK_PAGES)
                 break;
             end = q_end > end ? q_end : end;
@@ -223,20 +299,34 @@ static void read_pieces(void *context, size_t from, size_t to)
     free(buffer);
 }
 
-static int by_id(const void *a, const void *b)
+static int by_order(const void *a, const void *b)
 {
     const struct piece *x = a, *y = b;
-    return x->id < y->id ? -1 : x->id > y->id;
+    return x->order < y->order ? -1 : x->order > y->order;
 }
 
-/* Cuts extents into pieces that fit a chunk, sorted by id; zero pages are filled in at once (out may be NULL). */
+/* The next piece of an extent: as many contents as lie one behind the other. Returns how many. */
+static uint32_t cut_one(st_reader *r, const struct block *block, uint64_t id, uint32_t count, uint64_t out, struct piece *piece)
+{
+    uint32_t pack, frame, n = 1, its_pack, its_frame;
+    *piece = (struct piece){UINT64_MAX, id, out, 1, UINT32_MAX, 0};
+    if (!find_place(r, block, st_id_slot(id), &pack, &frame))
+        return 1;
+    while (n < count && find_place(r, block, st_id_slot(id) + n, &its_pack, &its_frame) && its_pack == pack && its_frame == frame + n)
+        n++;
+    uint64_t place = r->packs[pack].where ? r->packs[pack].where[0] : UINT32_MAX;
+    *piece = (struct piece){place * ST_SLOTS + frame, id, out, n, pack, frame};
+    return n;
+}
+
+/* Cuts extents into pieces that fit a chunk, in the file's order; zero pages are filled in at once (out may be NULL). */
 static int cut(st_reader *r, const struct st_extent *extents, size_t count, uint8_t *out, struct piece **ret_pieces, size_t *ret_count)
 {
     const uint32_t most = CHUNK_PAGES * r->geometry.per / (ST_PAGE + ST_HASH) - 1;
     size_t room = 0, n = 0;
     uint64_t at = 0;
     for (size_t i = 0; i < count; i++)
-        room += extents[i].count / most + 1;
+        room += extents[i].id == ST_ZERO_ID ? 0 : extents[i].count;
     struct piece *pieces = malloc((room + 1) * sizeof(*pieces));
     if (!pieces)
         return -ENOMEM;
@@ -244,13 +334,12 @@ static int cut(st_reader *r, const struct st_extent *extents, size_t count, uint
         const struct st_extent *e = &extents[i];
         if (e->id == ST_ZERO_ID && out)
             memset(out + at * ST_PAGE, 0, (size_t)e->count * ST_PAGE);
-        struct pack *pack = e->id == ST_ZERO_ID ? NULL : find_pack(r, st_id_pack(e->id));
-        uint32_t index = pack && st_id_slot(e->id) + e->count <= pack->frames ? (uint32_t)(pack - r->packs) : UINT32_MAX;
-        for (uint32_t off = 0; e->id != ST_ZERO_ID && off < e->count; off += most)
-            pieces[n++] = (struct piece){e->id + off, at + off, e->count - off < most ? e->count - off : most, index};
+        const struct block *block = e->id == ST_ZERO_ID ? NULL : find_block(r, st_id_block(e->id), 0);
+        for (uint32_t off = 0; e->id != ST_ZERO_ID && off < e->count; off += pieces[n++].count)
+            cut_one(r, block, e->id + off, e->count - off < most ? e->count - off : most, at + off, &pieces[n]);
         at += e->count;
     }
-    qsort(pieces, n, sizeof(*pieces), by_id);
+    qsort(pieces, n, sizeof(*pieces), by_order);
     *ret_pieces = pieces;
     *ret_count = n;
     return 0;
@@ -266,7 +355,7 @@ static void again(st_reader *r, struct job *first)
         struct piece piece = {.pack = UINT32_MAX};
         for (struct piece *p = first->pieces; p->count; p++)
             if (p->out <= first->bad[i] && first->bad[i] < p->out + p->count) {
-                piece = (struct piece){p->id + (first->bad[i] - p->out), first->bad[i], 1, p->pack};
+                piece = (struct piece){0, p->id + (first->bad[i] - p->out), first->bad[i], 1, p->pack, p->frame + (uint32_t)(first->bad[i] - p->out)};
                 break;
             }
         if (piece.pack != UINT32_MAX && piece.pack != last)
@@ -312,7 +401,7 @@ int st_reader_prefetch(st_reader *r, const struct st_extent *extents, size_t cou
         return e;
     for (size_t i = 0; i < n; i++) {
         const struct pack *pack = pieces[i].pack == UINT32_MAX ? NULL : &r->packs[pieces[i].pack];
-        uint32_t begin = pack ? pack->offsets[st_id_slot(pieces[i].id)] : 0, end = pack ? pack->offsets[st_id_slot(pieces[i].id) + pieces[i].count] : 0;
+        uint32_t begin = pack ? pack->offsets[pieces[i].frame] : 0, end = pack ? pack->offsets[pieces[i].frame + pieces[i].count] : 0;
         if (!pack || !pack->where || begin == end)
             continue;
         uint32_t per = r->geometry.per;
@@ -337,43 +426,31 @@ int st_reader_prefetch(st_reader *r, const struct st_extent *extents, size_t cou
 
 int st_frame_page(st_reader *r, const uint8_t *blob, size_t size, uint64_t id, uint8_t *ret_page, uint8_t *ret_hash)
 {
-    const struct pack *pack = find_pack(r, st_id_pack(id));
-    if (!pack || st_id_slot(id) >= pack->frames)
+    uint32_t pack, frame;
+    if (!find_place(r, find_block(r, st_id_block(id), 0), st_id_slot(id), &pack, &frame))
         return -ENOENT;
-    uint32_t from = pack->offsets[st_id_slot(id)], length = pack->offsets[st_id_slot(id) + 1] - from;
+    uint32_t from = r->packs[pack].offsets[frame], length = r->packs[pack].offsets[frame + 1] - from;
     size_t prefix = r->geometry.local - st_record_header(size);
-    if (length <= ST_HASH)
-        return -ENOENT;
     if (prefix + from + length > size)
         return -EBADMSG;
     return decode(r->key, blob + prefix + from, length - ST_HASH, id, ret_page, ret_hash);
 }
 
-int st_pack_rewrite(uint32_t page_size, const uint8_t *blob, size_t size, const uint16_t *lengths, uint32_t frames, const uint8_t *bits,
-                    uint16_t *ret_lengths, uint8_t **ret_blob, size_t *ret_size)
+int64_t st_check_frames(st_reader *r, const uint8_t *blob, size_t size, struct st_entry *ret_entries)
 {
-    struct st_geometry geometry = st_geometry(page_size);
-    size_t old_prefix = geometry.local - st_record_header(size), from = 0, used = 0, prefix;
-    for (uint32_t i = 0; i < frames; i++)
-        used += (bits[i / 8] >> (i % 8) & 1) && lengths[i] ? lengths[i] + ST_HASH : 0;
-    size_t new_size = st_blob_size(geometry, used, &prefix);
-    uint8_t *fresh = calloc(1, new_size), *to = fresh + prefix;
-    if (!fresh)
-        return -ENOMEM;
-    for (uint32_t i = 0; i < frames; i++) {
-        size_t length = lengths[i] ? (size_t)lengths[i] + ST_HASH : 0;
-        if (old_prefix + from + length > size) {
-            free(fresh);
-            return -EBADMSG;
+    uint8_t page[ST_PAGE];
+    int64_t bad = 0;
+    for (size_t b = 0; b < r->block_count; b++)
+        for (uint32_t slot = 0; slot < r->blocks[b].slots; slot++) {
+            uint32_t pack, frame;
+            if (!find_place(r, &r->blocks[b], slot, &pack, &frame))
+                continue;
+            struct st_entry *entry = &ret_entries[frame];
+            entry->id = (uint64_t)r->blocks[b].number << 16 | slot;
+            if (st_frame_page(r, blob, size, entry->id, page, entry->hash) < 0) {
+                entry->id = 0;
+                bad++;
+            }
         }
-        ret_lengths[i] = bits[i / 8] >> (i % 8) & 1 ? lengths[i] : 0;
-        if (ret_lengths[i]) {
-            memcpy(to, blob + old_prefix + from, length);
-            to += length;
-        }
-        from += length;
-    }
-    *ret_blob = fresh;
-    *ret_size = new_size;
-    return 0;
+    return bad;
 }

@@ -262,10 +262,11 @@ BREAK = {
     3: "DELETE FROM snapshots WHERE generation = 2",
     4: "DELETE FROM manifests WHERE manifest = (SELECT max(manifest) FROM manifests)",
     5: "UPDATE spaces SET pages = pages + 1 WHERE generation = 2",
-    6: "UPDATE packs SET lengths = zeroblob(length(lengths)), live = 0 WHERE pack = 1",
+    6: "UPDATE packs SET contents = x'0100000001000800' WHERE pack = 1",
     7: "UPDATE index_segments SET entries = entries + 1",
     8: "UPDATE packs SET bytes = bytes + 1 WHERE pack = 1",
     9: "DELETE FROM page_runs WHERE generation = 2",
+    11: "DELETE FROM pack_blocks WHERE pack = 2",
 }
 
 

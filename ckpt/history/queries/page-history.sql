@@ -15,7 +15,7 @@ changes AS (
         g.command,
         place.pid,
         g.created_ns,
-        CASE r.content WHEN 'data' THEN r.pack || ':' || (r.first + place.page - r.start) ELSE r.content END AS content
+        CASE r.content WHEN 'data' THEN r.block || ':' || (r.slot + place.page - r.start) ELSE r.content END AS content
     FROM place
     JOIN page_runs r
         ON r.generation = place.generation AND r.space = place.space AND r.start <= place.page AND r.start + r.count > place.page
