@@ -64,23 +64,32 @@ int st_map_shared(const st_map *a, const st_map *b, uint64_t *ret_pages)
 
 int64_t st_map_blocks(const st_map *map, uint32_t *ret_blocks, size_t cap)
 {
-    struct st_extent *ids;
-    size_t count;
+    uint32_t low = UINT32_MAX, high = 0;
     int64_t blocks = 0;
-    int r = ids_of(map, &ids, &count);
-    if (r < 0)
-        return r;
-    uint32_t last = 0;
-    for (size_t i = 0; i < count; i++) {
-        uint32_t block = st_id_block(ids[i].id);
-        if (block == last)
-            continue;
-        if ((size_t)blocks < cap)
-            ret_blocks[blocks] = block;
-        blocks++;
-        last = block;
-    }
-    free(ids);
+    for (size_t i = 0; i < map->count; i++)
+        if (map->extents[i].id != ST_ZERO_ID && map->extents[i].id != ST_ABSENT_ID) {
+            uint32_t block = st_id_block(map->extents[i].id);
+            low = block < low ? block : low;
+            high = block > high ? block : high;
+        }
+    if (low > high)
+        return 0;
+    /* One bit for each number between: block numbers are given one after the other. */
+    uint8_t *seen = calloc(1, (high - low) / 8 + 1);
+    if (!seen)
+        return -ENOMEM;
+    for (size_t i = 0; i < map->count; i++)
+        if (map->extents[i].id != ST_ZERO_ID && map->extents[i].id != ST_ABSENT_ID) {
+            uint32_t at = st_id_block(map->extents[i].id) - low;
+            seen[at / 8] |= (uint8_t)(1u << (at % 8));
+        }
+    for (uint32_t at = 0; at <= high - low; at++)
+        if (seen[at / 8] >> (at % 8) & 1) {
+            if ((size_t)blocks < cap)
+                ret_blocks[blocks] = low + at;
+            blocks++;
+        }
+    free(seen);
     return blocks;
 }
 

@@ -15,6 +15,7 @@
 #include "pages.h"
 
 #define CHUNK_PAGES 16u          /* file pages in one read, at most */
+#define SHARE_PAGES 512u         /* pages that a thread takes at a time */
 #define GAP (8u * 1024)             /* bytes between two frames that are cheaper to read than to skip: measured */
 
 struct pack {
@@ -44,7 +45,7 @@ struct job {
     struct piece *pieces;
     uint8_t *out;
     uint64_t *bad;
-    size_t cap, bad_count;
+    size_t cap, bad_count, count, next;
     pthread_mutex_t lock;
 };
 
@@ -299,22 +300,34 @@ static void read_pieces(void *context, size_t from, size_t to)
     free(buffer);
 }
 
-static int by_order(const void *a, const void *b)
+/* Sorts by order, 11 bits at a time; spare: room for as many. */
+static void sort_pieces(struct piece *pieces, struct piece *spare, size_t count)
 {
-    const struct piece *x = a, *y = b;
-    return x->order < y->order ? -1 : x->order > y->order;
+    uint64_t most = 0;
+    for (size_t i = 0; i < count; i++)
+        most |= pieces[i].order;
+    for (unsigned shift = 0; most >> shift; shift += 11) {
+        size_t starts[2049] = {0};
+        for (size_t i = 0; i < count; i++)
+            starts[(pieces[i].order >> shift & 2047) + 1]++;
+        for (size_t d = 0; d < 2048; d++)
+            starts[d + 1] += starts[d];
+        for (size_t i = 0; i < count; i++)
+            spare[starts[pieces[i].order >> shift & 2047]++] = pieces[i];
+        memcpy(pieces, spare, count * sizeof(*pieces));
+    }
 }
 
 /* The next piece of an extent: as many contents as lie one behind the other. Returns how many. */
 static uint32_t cut_one(st_reader *r, const struct block *block, uint64_t id, uint32_t count, uint64_t out, struct piece *piece)
 {
     uint32_t pack, frame, n = 1, its_pack, its_frame;
-    *piece = (struct piece){UINT64_MAX, id, out, 1, UINT32_MAX, 0};
+    *piece = (struct piece){0, id, out, 1, UINT32_MAX, 0};
     if (!find_place(r, block, st_id_slot(id), &pack, &frame))
         return 1;
     while (n < count && find_place(r, block, st_id_slot(id) + n, &its_pack, &its_frame) && its_pack == pack && its_frame == frame + n)
         n++;
-    uint64_t place = r->packs[pack].where ? r->packs[pack].where[0] : UINT32_MAX;
+    uint64_t place = r->packs[pack].where ? r->packs[pack].where[0] : 0;
     *piece = (struct piece){place * ST_SLOTS + frame, id, out, n, pack, frame};
     return n;
 }
@@ -327,7 +340,7 @@ static int cut(st_reader *r, const struct st_extent *extents, size_t count, uint
     uint64_t at = 0;
     for (size_t i = 0; i < count; i++)
         room += extents[i].id == ST_ZERO_ID ? 0 : extents[i].count;
-    struct piece *pieces = malloc((room + 1) * sizeof(*pieces));
+    struct piece *pieces = malloc((2 * room + 1) * sizeof(*pieces));
     if (!pieces)
         return -ENOMEM;
     for (size_t i = 0; i < count; i++) {
@@ -339,7 +352,7 @@ static int cut(st_reader *r, const struct st_extent *extents, size_t count, uint
             cut_one(r, block, e->id + off, e->count - off < most ? e->count - off : most, at + off, &pieces[n]);
         at += e->count;
     }
-    qsort(pieces, n, sizeof(*pieces), by_order);
+    sort_pieces(pieces, pieces + n, n);
     *ret_pieces = pieces;
     *ret_count = n;
     return 0;
@@ -375,6 +388,26 @@ static void again(st_reader *r, struct job *first)
         first->bad_count = left;
 }
 
+/* What each thread does: takes the next stretch of pieces until there is none. */
+static void read_shares(void *context, size_t from, size_t to)
+{
+    struct job *job = context;
+    for (;;) {
+        uint32_t pages = 0;
+        pthread_mutex_lock(&job->lock);
+        size_t first = job->next, end = first;
+        for (; end < job->count && pages < SHARE_PAGES; end++)
+            pages += job->pieces[end].count;
+        job->next = end;
+        pthread_mutex_unlock(&job->lock);
+        if (first == end)
+            break;
+        read_pieces(job, first, end);
+    }
+    (void)from;
+    (void)to;
+}
+
 int st_reader_read(st_reader *r, const struct st_extent *extents, size_t count, uint8_t *ret_pages, uint64_t *bad, size_t cap, size_t *ret_bad)
 {
     struct job job = {.reader = r, .out = ret_pages, .bad = bad, .cap = cap, .lock = PTHREAD_MUTEX_INITIALIZER};
@@ -383,7 +416,8 @@ int st_reader_read(st_reader *r, const struct st_extent *extents, size_t count, 
     if (e < 0)
         return e;
     job.pieces[pieces] = (struct piece){0};
-    st_parallel(read_pieces, &job, pieces, 32);
+    job.count = pieces;
+    st_parallel(read_shares, &job, pieces < 32 ? 1 : 2, 2);
     if (job.bad_count)
         again(r, &job);
     free(job.pieces);
