@@ -8,7 +8,15 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-WARNINGS = ["-Wall", "-Wextra", "-Werror=implicit-function-declaration", "-Werror=incompatible-pointer-types", "-Werror=int-conversion", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
+WARNINGS = [
+    "-Wall",
+    "-Wextra",
+    "-Werror=implicit-function-declaration",
+    "-Werror=incompatible-pointer-types",
+    "-Werror=int-conversion",
+    "-Wno-unused-parameter",
+    "-Wno-missing-field-initializers",
+]
 
 
 def cdef(header: Path) -> str:
