@@ -118,6 +118,48 @@ def test_another_users_process(ckpt: Ckpt, victim: Start, tmp_path: Path) -> Non
     target.verify()
 
 
+#: Run as an ordinary user: the pipes to the victim must be that user's own, so the whole harness runs as that user.
+ORDINARY = """
+import sys
+from pathlib import Path
+from tests.harness import Ckpt, Victim
+folder = Path(sys.argv[1])
+ckpt = Ckpt(folder)
+with Victim.start("threads4", folder / "victim") as target:
+    first = ckpt.snapshot(target.pid)
+    target.verify()
+    made = ckpt.exact(target.pid)
+    assert made["kind"] == "incremental", made
+    assert ckpt.run("check", target.pid).code == 0
+    assert ckpt.run("rollback", first["generation"], "--pid", target.pid).code == 0
+    target.verify()
+    ckpt.exact(target.pid)
+ckpt.sound()
+print("PASS", made["tracker"])
+"""
+
+
+def test_an_ordinary_users_own_process(ckpt: Ckpt, tmp_path: Path) -> None:
+    """No root, no capability: snapshots and rollback of one's own program work."""
+    build()
+    folder, nobody = tmp_path / "theirs", 65534
+    folder.mkdir()
+    os.chown(folder, nobody, nobody)
+    for above in (tmp_path, *list(tmp_path.parents)[:2]):
+        above.chmod(above.stat().st_mode | 0o011)
+    who = {"user": nobody, "group": nobody, "extra_groups": []}
+    environment = {**ckpt.environment, "PYTHONDONTWRITEBYTECODE": "1"}
+    probe = subprocess.run([sys.executable, "-c", "import ckpt.cli.main, tests.harness"], env=environment, capture_output=True, **who)
+    if probe.returncode != 0:
+        pytest.skip("another user cannot read the interpreter or the sources here")
+    said = tmp_path / "said"  # no pipe: the victim would inherit an end of it that is root's
+    with said.open("w") as out:
+        command = [sys.executable, "-c", ORDINARY, str(folder)]
+        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=120, **who)
+    assert done.returncode == 0, said.read_text()
+    assert said.read_text() == "PASS uffd\n"
+
+
 def test_a_32_bit_program(ckpt: Ckpt, tmp_path: Path) -> None:
     program = elf32(tmp_path / "small")
     try:
