@@ -77,7 +77,9 @@ int st_writer_step(st_writer *writer);
 size_t st_writer_needs(const st_writer *writer, const uint64_t **ret_needs); /* segment << 32 | bucket */
 /* The pack being filled: its number, the BLOB as it goes into the file, one u16 a frame. 0 frames: nothing to store. */
 uint32_t st_writer_pack(st_writer *writer, uint32_t *ret_pack, const uint8_t **ret_blob, size_t *ret_size, const uint16_t **ret_lengths);
+/* It is stored: the next one begins. st_writer_take_pack gives the bytes away with it: the caller frees them by st_free; NULL: no memory. */
 void st_writer_packed(st_writer *writer);
+uint8_t *st_writer_take_pack(st_writer *writer);
 /* What the last feed brought: sorted extents. */
 st_map *st_writer_take_map(st_writer *writer);
 void st_writer_counts(const st_writer *writer, struct st_counts *ret_counts);

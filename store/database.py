@@ -1,8 +1,9 @@
 """The file: opening it, its identity and format, its locks, and SQLite's errors in the store's words.
 
 Journal: a rollback journal, because pages that are appended (almost all that a snapshot writes) are then written once; WAL
-writes them twice (tests/bench/bench_store.py). synchronous=FULL: what was published survives a power cut. Pack bytes are read
-past SQLite (store/src/reader.c), so a long read holds no lock.
+writes them twice (tests/bench/bench_store.py). It is kept between transactions, its header cleared: making and removing a file
+is a third of a small commit. synchronous=FULL: what was published survives a power cut. Pack bytes are read past SQLite
+(store/src/reader.c), so a long read holds no lock.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ __all__ = [
 APPLICATION_ID = 0x636B7074  # "ckpt"
 FORMAT = 1
 PAGE_SIZE = 32768
+JOURNAL_BYTES = 4 << 20  #: what may stay of the journal between transactions
 MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 
 _KINDS = {
@@ -87,6 +89,8 @@ def connect(path: str, *, writable: bool, timeout_s: float) -> sqlite3.Connectio
     connection.execute("PRAGMA synchronous=FULL" if writable else "PRAGMA query_only=ON")
     if writable:
         connection.execute("PRAGMA secure_delete=FAST")
+        connection.execute("PRAGMA journal_mode=PERSIST").fetchone()
+        connection.execute(f"PRAGMA journal_size_limit={JOURNAL_BYTES}").fetchone()
     return connection
 
 
@@ -137,7 +141,6 @@ def _migrate(connection: sqlite3.Connection, path: str) -> None:
     if found == 0:
         connection.execute(f"PRAGMA page_size={PAGE_SIZE}")
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-        connection.execute("PRAGMA journal_mode=DELETE")
     for number in range(found + 1, FORMAT + 1):
         script = (MIGRATIONS / f"{number:04}.sql").read_text()
         with transaction(connection):

@@ -13,7 +13,7 @@ from store import index, packs, upkeep
 from store._pages import ffi, lib
 from store.database import APPLICATION_ID, FORMAT, PAGE_SIZE, transaction
 from store.layouts import ABSENT, RUN, Layout
-from store.manifests import change_rows, changes, load_layouts
+from store.manifests import change_rows, changes, insert_changes, load_layouts
 from store.reading import rescue_reader
 from store.records import Problem, Progress, StoreError
 
@@ -329,8 +329,7 @@ def _rebuild(connection: sqlite3.Connection, key: bytes) -> None:
     for number, parent in connection.execute("SELECT generation, parent FROM generations").fetchall():
         old = load_layouts(connection, parent) if parent is not None else {}
         connection.execute("DELETE FROM page_runs WHERE generation = ?", (number,))
-        rows = change_rows(number, changes(old, load_layouts(connection, number)))
-        connection.executemany("INSERT INTO page_runs VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        insert_changes(connection, number, changes(old, load_layouts(connection, number)))
 
 
 def _rebuild_packs(connection: sqlite3.Connection, key: bytes) -> None:

@@ -8,14 +8,27 @@ as large as a base: that keeps the sum near its least.
 from __future__ import annotations
 
 import sqlite3
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from store._pages import ffi
 from store.layouts import ABSENT, EMPTY, Layout
 from store.records import StoreError
 
-__all__ = ["Stored", "change_rows", "changes", "drop_unused_manifests", "load_layout", "load_layouts", "load_stored", "store_layout"]
+__all__ = [
+    "Stored",
+    "change_rows",
+    "changes",
+    "drop_unused_manifests",
+    "insert_changes",
+    "load_layout",
+    "load_layouts",
+    "load_stored",
+    "store_layout",
+]
 
+_SIGNED = struct.Struct("<qqII")  #: struct st_extent as SQLite's integers are: absent is -1; the last is padding, 0
 _LAYOUT = (
     "SELECT s.space, m.manifest, m.base, m.layout, b.layout FROM spaces s LEFT JOIN manifests m ON m.manifest = s.manifest "
     "LEFT JOIN manifests b ON b.manifest = m.base WHERE s.generation = ?"
@@ -98,6 +111,19 @@ def changes(old: Mapping[int, Layout], new: Mapping[int, Layout]) -> dict[int, L
     """What `new` changes against `old`, by space; spaces that are the same are left out."""
     found = {space: old.get(space, EMPTY).diff(new.get(space, EMPTY)) for space in sorted(set(old) | set(new))}
     return {space: layout for space, layout in found.items() if len(layout)}
+
+
+def insert_changes(connection: sqlite3.Connection, number: int, changed: Mapping[int, Layout]) -> None:
+    """Rows of page_runs, as `change_rows` has them, made by SQLite of the bare extents: there are thousands in each snapshot."""
+    for space, layout in changed.items():
+        pointer, count = layout.raw()
+        rows = _SIGNED.iter_unpack(bytes(ffi.buffer(pointer, count * _SIGNED.size)))
+        connection.executemany(
+            f"INSERT INTO page_runs VALUES ({number:d}, {space:d}, ?1, ?3 + ?4, "
+            "CASE ?2 WHEN 0 THEN 'zero' WHEN -1 THEN 'absent' ELSE 'data' END, "
+            "CASE WHEN ?2 > 0 THEN ?2 >> 16 END, CASE WHEN ?2 > 0 THEN ?2 & 65535 END)",
+            rows,
+        )
 
 
 def change_rows(number: int, changed: Mapping[int, Layout]) -> Iterator[tuple[int | str | None, ...]]:

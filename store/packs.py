@@ -29,7 +29,8 @@ class Pack:
     frames: int
     contents: bytes
     lengths: bytes
-    data: bytes = b""
+    data: Any = b""  #: bytes, or a buffer lent from
+    owner: Any = None  #: this
 
     def whole(self) -> bool:
         """The row's parts fit each other."""

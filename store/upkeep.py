@@ -13,7 +13,7 @@ from store import index, packs
 from store._pages import ffi, lib
 from store.database import transaction
 from store.layouts import Layout
-from store.manifests import change_rows, changes, drop_unused_manifests, load_layouts
+from store.manifests import changes, drop_unused_manifests, insert_changes, load_layouts
 from store.records import GcResult, Progress, StoreError
 
 __all__ = ["OF_GENERATION", "collect", "drop_unused_manifests", "live_contents", "remove", "repack"]
@@ -37,9 +37,7 @@ def remove(connection: sqlite3.Connection, number: int) -> None:
     connection.execute("UPDATE generations SET parent = ? WHERE parent = ?", (parent, number))
     for child in children:
         connection.execute("DELETE FROM page_runs WHERE generation = ?", (child,))
-        connection.executemany(
-            "INSERT INTO page_runs VALUES (?, ?, ?, ?, ?, ?, ?)", change_rows(child, changes(old, load_layouts(connection, child)))
-        )
+        insert_changes(connection, child, changes(old, load_layouts(connection, child)))
     for table in OF_GENERATION:
         connection.execute(f"DELETE FROM {table} WHERE generation = ?", (number,))
     connection.execute("DELETE FROM lineages WHERE lineage NOT IN (SELECT lineage FROM generations)")
@@ -82,6 +80,8 @@ def collect(connection: sqlite3.Connection, path: str, progress: Progress | None
         if progress:
             progress("packs", min(start + _BATCH, len(work)), len(work))
     _give_back(connection, progress)
+    for mode in ("DELETE", "PERSIST"):  # the journal goes: it has what pages held before
+        connection.execute(f"PRAGMA journal_mode={mode}").fetchone()
     removed = sum(1 for item in work if not item[2])
     dropped = sum(frames - alive for _, frames, alive in work)
     return GcResult(removed, len(work) - removed, dropped, max(0, before - Path(path).stat().st_size))

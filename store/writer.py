@@ -17,7 +17,7 @@ from store import index, packs
 from store._pages import ffi, lib
 from store.database import PAGE_SIZE, transaction, translated, writer_lock
 from store.layouts import EMPTY, Layout, check, runs_buffer
-from store.manifests import Stored, change_rows, changes, load_stored, store_layout
+from store.manifests import Stored, changes, insert_changes, load_stored, store_layout
 from store.records import Counts, Generation, StoreError
 from store.tending import tend
 
@@ -127,9 +127,14 @@ class Writer(AbstractContextManager["Writer"]):
         if self._held_bytes >= HELD_BYTES:
             self._write_held()
         contents, sizes = packs.CONTENTS.pack(number[0], 0, frames), bytes(ffi.buffer(lengths[0], frames * 2))
-        self._held.append(packs.Pack(number[0], frames, contents, sizes, bytes(ffi.buffer(blob[0], size[0]))))
+        start = blob[0]
+        taken = lib.st_writer_take_pack(self._writer)
+        if taken == ffi.NULL:
+            raise MemoryError("pack")
+        # Not copied: fresh memory costs more here than anything else that is done with these bytes.
+        owner = ffi.gc(taken, lib.st_free)
+        self._held.append(packs.Pack(number[0], frames, contents, sizes, ffi.buffer(start, size[0]), owner))
         self._held_bytes += size[0]
-        lib.st_writer_packed(self._writer)
 
     def _connection_idle(self) -> sqlite3.Connection:
         """The connection, when the thread that writes orphans has ended what it was doing."""
@@ -175,7 +180,7 @@ class Writer(AbstractContextManager["Writer"]):
                 changed = changes({space: stored.layout for space, stored in self._parents.items()}, self._final)
                 for space, layout in sorted(self._final.items()):
                     store_layout(connection, number, space, layout, self._parents.get(space), space in changed)
-                connection.executemany("INSERT INTO page_runs VALUES (?, ?, ?, ?, ?, ?, ?)", change_rows(number, changed))
+                insert_changes(connection, number, changed)
                 for table, table_rows in rows.items():
                     insert_rows(connection, table, number, table_rows)
             self._published = True

@@ -10,7 +10,7 @@ extern "C" {
 #define ST_PAGE 4096u
 #define ST_HASH 16u
 #define ST_SLOTS 2048u /* contents in a block and frames in a pack, at most; fits the 16 bits of a slot */
-#define ST_BATCH 1024u /* pages hashed and compressed at a time */
+#define ST_BATCH 256u /* pages hashed and compressed at a time: more would only touch more fresh memory */
 #define ST_ZERO_ID UINT64_C(0)
 #define ST_ABSENT_ID (~UINT64_C(0))
 

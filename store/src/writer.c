@@ -45,6 +45,14 @@ struct st_writer {
     struct st_counts counts;
 };
 
+static uint8_t *new_buffer(const st_writer *w)
+{
+    uint8_t *buffer = malloc(w->geometry.local + (size_t)ST_SLOTS * FRAME_MAX + w->geometry.per);
+    if (buffer)
+        memset(buffer, 0, w->geometry.local);
+    return buffer;
+}
+
 int st_writer_new(const uint8_t *key, uint32_t first_pack, uint32_t page_size, st_writer **ret_writer)
 {
     st_writer *w = calloc(1, sizeof(*w));
@@ -54,12 +62,11 @@ int st_writer_new(const uint8_t *key, uint32_t first_pack, uint32_t page_size, s
     w->geometry = st_geometry(page_size);
     w->pack = first_pack;
     w->scratch = malloc((size_t)ST_BATCH * ST_PAGE);
-    w->buffer = malloc(w->geometry.local + (size_t)ST_SLOTS * FRAME_MAX + w->geometry.per);
+    w->buffer = new_buffer(w);
     if (!w->scratch || !w->buffer || st_index_new(&w->index) < 0 || st_map_new(&w->map) < 0) {
         st_writer_free(w);
         return -ENOMEM;
     }
-    memset(w->buffer, 0, w->geometry.local);
     *ret_writer = w;
     return 0;
 }
@@ -288,4 +295,14 @@ void st_writer_packed(st_writer *w)
     w->pack++;
     w->slots = 0;
     w->used = 0;
+}
+
+uint8_t *st_writer_take_pack(st_writer *w)
+{
+    uint8_t *fresh = new_buffer(w), *full = w->buffer;
+    if (!fresh)
+        return NULL;
+    w->buffer = fresh;
+    st_writer_packed(w);
+    return full;
 }

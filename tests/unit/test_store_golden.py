@@ -42,7 +42,8 @@ def write_golden(path: Path) -> None:
         store.tag("golden", 1)
     path.write_bytes(gzip.compress(scratch.read_bytes(), mtime=0))
     scratch.unlink()
-    Path(f"{scratch}-lock").unlink()
+    for beside in ("lock", "journal"):
+        Path(f"{scratch}-{beside}").unlink()
 
 
 if __name__ == "__main__":
