@@ -80,6 +80,7 @@ def describe(made: dict[str, Any]) -> None:
                 f"{output.pages(pages['read'])} pages: {pages['zero']:,} zero, {pages['deduplicated']:,} known, {pages['stored']:,} new",
             ),
             ("stored", output.size(made["bytes_stored"])),
+            ("compared", f"{made['paranoid']['compared']:,} pages, {made['paranoid']['wrong']} differ" if "paranoid" in made else None),
         ],
         indent=2,
     )

@@ -88,8 +88,11 @@ def test_without_a_mode_it_says_which(ckpt: Ckpt, victim: Start) -> None:
     assert ckpt.snapshot(target.pid)["kind"] == "full"
     assert ckpt.snapshot(target.pid)["kind"] == "incremental"
     assert ckpt.snapshot(target.pid, "--full")["kind"] == "full"
+    compared = ckpt.run("snapshot", target.pid, "--paranoid")
+    assert " pages, 0 differ" in compared.out
     text = ckpt.run("snapshot", target.pid)
     assert text.code == 0
+    assert "compared" not in text.out
     assert "incremental" in text.out
 
 
