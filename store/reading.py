@@ -25,7 +25,8 @@ __all__ = ["DamagedPageError", "PageReader", "Places", "rescue_reader"]
 
 PAGE = 4096
 PIECE = 1 << 20
-WINDOW = 32 << 20
+WINDOW = 16 << 20  #: read and decompressed at a time: fresh memory is dear, so the buffers are small and used again
+_AHEAD = 2  #: windows that the kernel is asked for together
 _BAD = 4096
 _FRAMES_KEPT = 4 << 20  #: 8 bytes each
 
@@ -41,6 +42,7 @@ class Places:
         self._blocks: set[int] = set()
         self._packs: set[int] = set()
         self._frames = 0
+        self.buffers: list[bytearray] = []
         self.lock = Lock()  #: held by who changes what the reader knows, and by a prefetch, which another thread does
 
     def _now(self) -> tuple[int, int]:
@@ -102,6 +104,7 @@ class PageReader:
         places.learn(layout)
         self._connection = places.connection
         self._lock = places.lock
+        self._buffers = places.buffers
         self._reader = places.reader
         self._key = key
         self._layout = layout
@@ -112,22 +115,24 @@ class PageReader:
         Raises StoreError(damaged) with the first page that cannot be had as its `page`.
         """
         windows = self._layout.windows(WINDOW // PAGE)
-        if len(windows) < 2:
-            for first, count, pages in windows:
-                yield from self._window(first, count, pages, bytearray(pages * PAGE))
-            return
-        buffers: list[bytearray] = []
         with ThreadPoolExecutor(1) as pool:
-            ahead: Future[Any] | None = pool.submit(self._prefetch, windows[0])
+            ahead: Future[Any] | None = None
             for number, (first, count, pages) in enumerate(windows):
-                if ahead is not None:
-                    ahead.result()
-                ahead = pool.submit(self._prefetch, windows[number + 1]) if number + 1 < len(windows) else None
-                yield from self._window(first, count, pages, _free_buffer(buffers))
+                if number % _AHEAD == 0:
+                    if ahead is not None:
+                        ahead.result()
+                    # the first call is for what is read now and what comes then; each later one is a step ahead
+                    start = number + _AHEAD if number else 0
+                    ahead = self._ask(pool, windows[start : number + 2 * _AHEAD])
+                yield from self._window(first, count, pages, _free_buffer(self._buffers))
 
-    def _prefetch(self, window: tuple[Any, int, int]) -> None:
+    def _ask(self, pool: ThreadPoolExecutor, windows: list[tuple[Any, int, int]]) -> Future[Any] | None:
+        """The windows' extents follow each other in one array."""
+        return pool.submit(self._prefetch, windows[0][0], sum(window[1] for window in windows)) if windows else None
+
+    def _prefetch(self, extents: Any, count: int) -> None:
         with self._lock:
-            lib.st_reader_prefetch(self._reader, window[0], window[1])
+            lib.st_reader_prefetch(self._reader, extents, count)
 
     def _window(self, extents: Any, count: int, pages: int, buffer: bytearray) -> Iterator[memoryview]:
         bad, found = ffi.new("uint64_t[]", _BAD), ffi.new("size_t *")

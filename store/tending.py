@@ -1,7 +1,7 @@
 """Keeping together what is read together: after a publication, now and then, packs whose contents have parted ways are split.
 
 A pack is written by one generation, sorted by page. Later generations rewrite some of its pages: then part of the pack lives
-on in the newest generation, and part is only read by older ones. Once the dead part of a pack has become a third of it, both are
+on in the newest generation, and part is only read by older ones. Once the dead part of a pack has become a fifth of it, both are
 moved: what lives goes together with what lives of its neighbours, what died with what died since the last time. So a pack
 holds contents that came at about the same time and, in the end, went at about the same time; whichever generation is read
 needs most of each pack that it touches, the first as well as the last. Contents keep their ids: only their places change.
@@ -23,7 +23,7 @@ __all__ = ["tend"]
 
 _EVERY, _LEAST = 16, 512  #: part of the resident pages that must have been stored anew before it pays to look, and how many at least
 _SPAN = 8  #: dead contents are kept apart when between their coming this part of the resident pages was stored
-_SPLIT = 0.3  #: of a pack's bytes are dead: it is split. Smaller: denser packs, more moved (each content about 1 / _SPLIT - 1 times)
+_SPLIT = 0.2  #: of a pack's bytes are dead: it is split. Smaller: denser packs, more moved (each content about 1 / _SPLIT - 1 times)
 _SMALL, _MERGE = 4, 8  #: packs of less than 1 / _SMALL of the wanted size are merged when there are so many
 _BUDGET, _BUDGET_LEAST = 4, 16 << 20  #: bytes moved for each byte stored since the last time, and what is always allowed
 _FRAMES_LEAST = 128
