@@ -45,6 +45,11 @@ def mark(phase: str) -> None:
         raise CkptError(f"after {phase}: {os.strerror(-code)}")
 
 
+def one_heap() -> None:
+    """One malloc arena for the whole process; to be called before threads are made. Keeps a snapshot's memory bounded."""
+    lib.ckpt_one_heap()
+
+
 def probe() -> dict[str, int]:
     """Feature -> 0 where it works, else the errno that the probe met (positive)."""
     errors = ffi.new("int32_t[]", int(lib.CKPT_F_COUNT))

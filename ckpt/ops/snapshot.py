@@ -98,6 +98,7 @@ def snapshot(request: Request, progress: Progress = quiet) -> Result:
 
 def _snapshot(request: Request, progress: Progress) -> Result:
     clock = Clock()
+    core.one_heap()
     settle(request.pid)
     ref = PidRef(request.pid, request.start_ticks or runtime.start_ticks(request.pid))
     with ExitStack() as stack:

@@ -19,6 +19,7 @@
 #include "sink.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -315,3 +316,5 @@ int sink_keep_fd(ckpt_sink *sink, int fd) {
     sink->duplicates[sink->duplicate_count++] = fd;
     return 0;
 }
+
+void ckpt_one_heap(void) { mallopt(M_ARENA_MAX, 1); }
