@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from mmap import mmap
 from threading import Lock
 from typing import Any
 
@@ -42,7 +43,7 @@ class Places:
         self._blocks: set[int] = set()
         self._packs: set[int] = set()
         self._frames = 0
-        self.buffers: list[bytearray] = []
+        self.buffers: list[mmap] = []
         self.lock = Lock()  #: held by who changes what the reader knows, and by a prefetch, which another thread does
 
     def _now(self) -> tuple[int, int]:
@@ -89,7 +90,7 @@ def _reader(descriptor: int, key: bytes, root: int) -> Any:
 
 def _learn(reader: Any, pack: packs.Pack) -> bool:
     """False where the pack's row is not right."""
-    if not pack.whole():
+    if len(pack.contents) % packs.CONTENTS.size or len(pack.lengths) != 2 * pack.frames:
         return False
     runs = len(pack.contents) // packs.CONTENTS.size
     contents, lengths = ffi.from_buffer("struct st_contents[]", pack.contents), ffi.from_buffer("uint16_t[]", pack.lengths)
@@ -134,7 +135,7 @@ class PageReader:
         with self._lock:
             lib.st_reader_prefetch(self._reader, extents, count)
 
-    def _window(self, extents: Any, count: int, pages: int, buffer: bytearray) -> Iterator[memoryview]:
+    def _window(self, extents: Any, count: int, pages: int, buffer: mmap) -> Iterator[memoryview]:
         bad, found = ffi.new("uint64_t[]", _BAD), ffi.new("size_t *")
         lent = ffi.from_buffer("uint8_t[]", buffer)
         check(lib.st_reader_read(self._reader, extents, count, lent, bad, _BAD, found), "reading pages")
@@ -193,12 +194,12 @@ class DamagedPageError(StoreError):
         self.page = page
 
 
-def _free_buffer(buffers: list[bytearray]) -> bytearray:
+def _free_buffer(buffers: list[mmap]) -> mmap:
     """A window's buffer that no piece is using any more (each piece holds one reference), else a new one."""
     for buffer in buffers:
         if sys.getrefcount(buffer) == 3:  # the list's, the loop's, and the call's own
             return buffer
-    buffers.append(bytearray(WINDOW))
+    buffers.append(mmap(-1, WINDOW))  # unlike a bytearray it costs nothing where it is not used
     return buffers[-1]
 
 
