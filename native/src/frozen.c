@@ -32,7 +32,7 @@ struct cutter {
     size_t count;
 };
 
-static int cut(struct cutter *cutter, const struct map_line *line, enum ckpt_range_kind kind, ckpt_addr_t start, ckpt_addr_t end, bool dense) {
+static int cut(struct cutter *cutter, enum ckpt_range_kind kind, ckpt_addr_t start, ckpt_addr_t end, bool dense) {
     struct scan_memory *memory = cutter->memory;
     if (start >= end)
         return 0;
@@ -43,7 +43,7 @@ static int cut(struct cutter *cutter, const struct map_line *line, enum ckpt_ran
         memory->pieces = grown;
         memory->piece_cap *= 2;
     }
-    memory->pieces[cutter->count++] = (struct piece){.start = start, .end = end, .line = line, .kind = (uint32_t)kind, .dense = dense};
+    memory->pieces[cutter->count++] = (struct piece){.start = start, .end = end, .kind = (uint32_t)kind, .dense = dense};
     return 0;
 }
 
@@ -59,12 +59,12 @@ static int cut_line(struct cutter *cutter, const struct map_line *line, const st
     for (size_t i = *hint; kind == CKPT_RANGE_ANON && !error && i < hints->count && hints->at[i].start < line->end; i++) {
         ckpt_addr_t start = hints->at[i].start > at ? hints->at[i].start : at;
         ckpt_addr_t end = hints->at[i].end < line->end ? hints->at[i].end : line->end;
-        error = cut(cutter, line, kind, at, start, false);
+        error = cut(cutter, kind, at, start, false);
         if (!error)
-            error = cut(cutter, line, kind, start, end, true);
+            error = cut(cutter, kind, start, end, true);
         at = end;
     }
-    return error ? error : cut(cutter, line, kind, at, line->end, false);
+    return error ? error : cut(cutter, kind, at, line->end, false);
 }
 
 /* ---- two sides ---- */
@@ -118,12 +118,12 @@ static int split(struct cutter *cutter, size_t *ret_second) {
         *ret_second = i;
         if (middle <= piece.start || middle >= piece.end)
             return 0;
-        int error = cut(cutter, piece.line, (enum ckpt_range_kind)piece.kind, middle, piece.end, piece.dense);
+        int error = cut(cutter, (enum ckpt_range_kind)piece.kind, middle, piece.end, piece.dense);
         if (error)
             return error;
         for (size_t k = cutter->count - 1; k > i + 1; k--)
             memory->pieces[k] = memory->pieces[k - 1];
-        memory->pieces[i + 1] = (struct piece){middle, piece.end, piece.line, piece.kind, piece.dense};
+        memory->pieces[i + 1] = (struct piece){middle, piece.end, piece.kind, piece.dense};
         memory->pieces[i].end = middle;
         *ret_second = i + 1;
         return 0;
@@ -174,6 +174,10 @@ int scan_frozen(ckpt_tree *tree, struct task *task, const struct ckpt_track *tra
     if (scan.protect && ((track->fresh && !hints->reset) || hints->lost))
         reset_all(task, layout, hints);
     scan.others = scan.tracked && hints->others;
+    if (scan.tracked) {
+        suspects_find(tree, task, layout, &memory->suspects);
+        scan.suspects = &memory->suspects;
+    }
     size_t hint = 0;
     for (size_t i = 0; i < layout.count && !error; i++)
         error = cut_line(&cutter, &layout.lines[i], hints, &hint);

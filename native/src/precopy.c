@@ -9,8 +9,12 @@
  *  2. A mapping may go away, be replaced or change its protection at any moment. What cannot be read then is left out
  *     and unprotected, so it is "written" to whoever comes next; nothing about it is an error.
  *  3. A mapping that came after the layout was read is met by the next round or by the freeze (EPERM there).
- *  4. Not closed: a call that has pinned a page before we protect it (process_vm_writev, O_DIRECT) and writes it after we
- *     copied it leaves no trace. A caller that must have it exact reads such a program without pre-copy.
+ *  4. A call that has pinned a page before we protect it and writes it after we copied it leaves no trace: direct I/O in
+ *     flight (O_DIRECT, io_uring), process_vm_writev by another process. It cannot be closed from here. So the caller of
+ *     this skips the rounds for a program that has a descriptor open with O_DIRECT. The freeze alone has no such race with
+ *     calls of the frozen threads, which are over; a late DMA can still land after the scan (the caller keeps such
+ *     programs' pages suspect until it drains). COMPARE never protects and reads everything, so it has neither race;
+ *     paranoid reads what is SAME in the same freeze, so it shows what this one left behind.
  * Nothing here tells which pages exist: the freeze does, completely. So a round names DATA and ZERO runs only, and may be
  * dropped in the middle as long as the baseline counts as consumed.
  *
@@ -34,7 +38,7 @@ static int count_line(struct scan *scan, const struct map_line *line, struct sca
     for (size_t i = 0; i < scan->out->count && !error; i++) {
         const struct ckpt_run *run = &scan->out->at[i];
         resident += run->count;
-        total->written += run->content == CKPT_DATA && !scan_reads_whole(line) ? run->count : 0;
+        total->written += run->content == CKPT_DATA ? run->count : 0;
         if (run->page != end)
             begin = run->page;
         end = run->page + run->count;
@@ -200,7 +204,7 @@ static int round_line(struct round *round, const struct map_line *line, ckpt_add
 static int round_lines(struct round *round, int mem, ckpt_sink *sink, uint64_t *cursor, struct ckpt_scan_result *total) {
     for (size_t i = 0; i < round->count; i++) {
         const struct map_line *line = &round->lines[i];
-        if (maps_kind(line) == CKPT_RANGE_SKIP || scan_reads_whole(line) || line->end <= *cursor)
+        if (maps_kind(line) == CKPT_RANGE_SKIP || line->end <= *cursor)
             continue;
         int full = round_line(round, line, *cursor > line->start ? *cursor : line->start, mem, sink, total, cursor);
         if (full)

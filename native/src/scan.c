@@ -16,7 +16,7 @@
  *   dense  a stretch that had no hole when it was last looked at (the target running): fast. A written stretch of
  *          SCAN_LOOK_AGAIN pages or more is looked at again, in case it is a hole by now (MADV_DONTNEED); its markers are
  *          taken out. A shorter one is simply copied: a hole reads as the zeros that it means.
- *   full   everything else: sparse ranges, read-only private file mappings, mappings that are new.
+ *   full   everything else: sparse ranges, private file mappings, mappings that are new.
  *
  * Invariants
  *  1. Runs are complete and exact: DATA (written, or not known to be unwritten), ZERO (the shared zero page; all-zero
@@ -31,24 +31,21 @@
  *     mapping: it is registered and what protection it brought along is dropped, so all of it counts as written. Where registering fails (EBUSY: the program's own
  *     userfaultfd; EINVAL) it is read whole, each time, and never protected.
  *  5. Huge PROT_NONE reservations get no markers: outside dense stretches only populated entries are ever protected.
- *  6. A writable private file mapping is never protected and always read whole. There "protected" does not mean "as it
- *     was": zapping a protected page (MADV_DONTNEED, truncation, reclaim) leaves a marker, a write fault on the marker
- *     makes a new copy of the file's page that carries the protection, and only the repetition of the instruction takes
- *     it off. A thread that is stopped between the two (or leaves by a signal handler there) shows a new page as old.
- *     Seen under load about once in a thousand freezes. Cost: about a microsecond a page, 330-420 pages in a Python.
+ *  6. In a private file mapping "protected" does not mean "as it was" while some thread stands between a fault on a
+ *     discarded page and the repetition of its instruction: such a page is new, and carries the protection still. The few
+ *     pages that such an instruction may write are looked up before the scan (suspect.c) and count as written, whatever
+ *     their protection says. They keep it: the repetition takes it off, and then they are written once more.
  *  7. A guard page that is put into a dense stretch after the last look is "written" to the fast path, and cannot be
  *     read: the copy then drops such pages from the runs and starts again (frozen.c).
  *  8. What the program tracks by an asynchronous userfaultfd of its own is read whole and never protected, if the
  *     descriptor was there when the running process was last looked at (count or pre-copy; before the first look every process counts as having one).
  *
- * Read-only private file mappings are tracked (relocated data). MADV_DONTNEED of a protected page leaves a marker there,
- * which shows as SWAPPED and not WRITTEN, just like a page of ours that was swapped out. A look settles it: reading
- * populates the page, and then FILE tells.
+ * In private file mappings MADV_DONTNEED of a protected page leaves a marker there, which shows as SWAPPED and not WRITTEN, just
+ * like a page of ours that was swapped out. A look settles it: reading populates the page, and then FILE tells.
  *
- * Not covered: (a) invariant 6's page in a mapping that was made read-only before the write was repeated, which takes a
- * signal handler that leaves by longjmp or calls mprotect. (b) Memory written through a pin taken before we protected it
+ * Not covered: (a) the cases at the end of suspect.c's head. (b) Memory written through a pin taken before we protected it
  * (precopy.c, race 4). (c) Harm, not error: the kernel's MADV_GUARD_INSTALL over protected pages of a private file mapping
- * never ends, since what it zaps leaves markers that are in its way; so it is with read-only ones that we track.
+ * never ends, since what it zaps leaves markers that are in its way (on anonymous memory, where guard pages live, it ends).
  */
 #include "scan.h"
 #include <errno.h>
@@ -60,8 +57,23 @@ static int add(struct scan *scan, uint64_t start, uint64_t end, enum ckpt_conten
     return run_list_add(scan->out, start / CKPT_PAGE, pages_of(start, end), content);
 }
 
-bool scan_reads_whole(const struct map_line *line) {
-    return maps_kind(line) == CKPT_RANGE_FILE_PRIVATE && line->perms[1] == 'w';
+/* Protected pages; of a private file mapping those that are suspect are DATA all the same. */
+static int add_same(struct scan *scan, uint64_t start, uint64_t end, enum ckpt_range_kind kind) {
+    const struct suspects *suspects = kind == CKPT_RANGE_FILE_PRIVATE ? scan->suspects : NULL;
+    if (suspects && suspects->all)
+        return add(scan, start, end, CKPT_DATA);
+    for (size_t i = 0; suspects && i < suspects->count && suspects->page[i] * CKPT_PAGE < end; i++) {
+        uint64_t page = suspects->page[i] * CKPT_PAGE;
+        if (page < start)
+            continue;
+        int error = add(scan, start, page, CKPT_SAME);
+        if (!error)
+            error = add(scan, page, page + CKPT_PAGE, CKPT_DATA);
+        if (error)
+            return error;
+        start = page + CKPT_PAGE;
+    }
+    return add(scan, start, end, CKPT_SAME);
 }
 
 /* One call of the kernel; returns the regions it filled. Moves arg->start to where the walk ended. */
@@ -111,7 +123,8 @@ static bool populate(int mem, ckpt_addr_t start, ckpt_addr_t end) {
 
 static int settled(struct scan *scan, int mem, const struct page_region *region, bool everything) {
     if (!(region->categories & PAGE_IS_SWAPPED))
-        return add(scan, region->start, region->end, everything || (region->categories & PAGE_IS_WRITTEN) ? CKPT_DATA : CKPT_SAME);
+        return everything || (region->categories & PAGE_IS_WRITTEN) ? add(scan, region->start, region->end, CKPT_DATA)
+                                                                    : add_same(scan, region->start, region->end, CKPT_RANGE_FILE_PRIVATE);
     int error = 0; /* swapped out again since, or a marker without a page */
     for (ckpt_addr_t page = region->start; page < region->end && !error; page += CKPT_PAGE)
         if (populate(mem, page, page + CKPT_PAGE))
@@ -145,12 +158,12 @@ static int settle_file(struct scan *scan, ckpt_addr_t start, ckpt_addr_t end, bo
 
 static int take(struct scan *scan, const struct page_region *region, enum ckpt_range_kind kind, bool everything) {
     uint64_t is = region->categories;
-    scan->met_protection |= !(is & PAGE_IS_WRITTEN);
     if (kind == CKPT_RANGE_FILE_PRIVATE && (is & PAGE_IS_SWAPPED))
         return settle_file(scan, region->start, region->end, everything);
     if (is & PAGE_IS_PFNZERO)
         return add(scan, region->start, region->end, CKPT_ZERO);
-    return add(scan, region->start, region->end, everything || (is & PAGE_IS_WRITTEN) ? CKPT_DATA : CKPT_SAME);
+    return everything || (is & PAGE_IS_WRITTEN) ? add(scan, region->start, region->end, CKPT_DATA)
+                                                : add_same(scan, region->start, region->end, kind);
 }
 
 static int full(struct scan *scan, ckpt_addr_t start, ckpt_addr_t end, enum ckpt_range_kind kind, bool protect, bool everything) {
@@ -259,22 +272,8 @@ static int by_method(struct scan *scan, const struct piece *piece) {
     return full(scan, piece->start, piece->end, (enum ckpt_range_kind)piece->kind, scan->protect, false);
 }
 
-/* Invariant 6. What was protected while it was read-only, or by a pre-copy with an old layout, is set free. */
-static int whole(struct scan *scan, const struct piece *piece) {
-    scan->met_protection = false;
-    int error = full(scan, piece->start, piece->end, CKPT_RANGE_FILE_PRIVATE, false, true);
-    if (!error && scan->met_protection && scan->protect)
-        uffd_reset(scan->uffd, piece->start, piece->end); /* refused: not ours, then what was met is not ours either */
-    return error;
-}
-
 int scan_piece(struct scan *scan, const struct piece *piece) {
     enum ckpt_range_kind kind = (enum ckpt_range_kind)piece->kind;
-    if (scan->tracked && scan_reads_whole(piece->line)) {
-        int error = whole(scan, piece);
-        scan->at = error ? piece->start : scan->at;
-        return error;
-    }
     int error = scan->tracked ? by_method(scan, piece) : full(scan, piece->start, piece->end, kind, false, true);
     if (error == -EPERM) {
         if (scan->protect && !uffd_reset(scan->uffd, piece->start, piece->end))

@@ -47,16 +47,29 @@ struct scan_hints {
     size_t count, cap;
 };
 
+struct scan_layout {
+    const struct map_line *lines;
+    size_t count;
+};
+
 /* A part of a mapping, scanned by one of the two methods. */
 struct piece {
     ckpt_addr_t start, end;
-    const struct map_line *line;
     uint32_t kind; /* enum ckpt_range_kind */
     bool dense;
 };
 
+/* Pages of private file mappings that count as written though they are protected; sorted, perhaps twice (suspect.c). */
+enum { SUSPECT_PAGES = 1024 };
+struct suspects {
+    bool all; /* every page of every private file mapping */
+    size_t count;
+    uint64_t page[SUSPECT_PAGES];
+};
+
 /* Kept between calls; owned by the tree. */
 struct scan_memory {
+    struct suspects suspects;
     struct scan_hints *hints;
     size_t hint_count, hint_cap;
     struct piece *pieces;
@@ -78,9 +91,9 @@ struct scan {
     bool protect;     /* consume: what is reported is write-protected by the same walk */
     bool running;     /* pre-copy: only what is written, and at most max_pages of it */
     bool others;      /* see struct scan_hints */
-    bool met_protection; /* something that was looked at is write-protected */
     bool no_guard;    /* kernel before 6.16: there is no category for guard pages */
     uint64_t max_pages;
+    const struct suspects *suspects; /* NULL = while it runs */
     struct page_region *regions;
     struct run_list *out;
     int error;
@@ -88,8 +101,6 @@ struct scan {
 };
 /* Appends the runs of one piece. -EPERM never comes out: such mappings are registered, or read whole. */
 int scan_piece(struct scan *scan, const struct piece *piece);
-/* A writable private file mapping: never protected, read whole each time (scan.c, invariant 6). */
-bool scan_reads_whole(const struct map_line *line);
 /* Appends list without the guard pages of its DATA runs; how many there were, or a negative errno. */
 int64_t scan_drop_guards(struct scan *scan, const struct run_list *list, struct run_list *ret_kept);
 /* Look only, every category: nothing is protected. everything: all that is populated is DATA. */
@@ -106,15 +117,14 @@ int uffd_reset(int uffd, ckpt_addr_t start, ckpt_addr_t end);
 /* Whether the process has a userfaultfd besides `ours`, a number in its table. Reads its links: while it runs. */
 bool uffd_others(const struct task *task, int ours);
 
+/* suspect.c: of a frozen memory; layout as read in this freeze. */
+void suspects_find(ckpt_tree *tree, const struct task *task, struct scan_layout layout, struct suspects *ret_suspects);
+
 /* softdirty.c */
 int softdirty_look(struct scan *scan, const struct piece *piece, bool by_bit);
 int softdirty_clear(const struct task *task);
 
 /* frozen.c */
-struct scan_layout {
-    const struct map_line *lines;
-    size_t count;
-};
 int scan_open(const struct task *task, const struct ckpt_track *track, bool protect, struct scan *ret_scan);
 /* Runs of the whole memory, in order: memory->runs[0], then memory->runs[1]. */
 int scan_frozen(ckpt_tree *tree, struct task *task, const struct ckpt_track *track, struct scan_layout layout, bool protect,

@@ -50,6 +50,11 @@ def test_sink_and_maps(programs: Path) -> None:
     assert run(programs / "test_sink", timeout=30).endswith("PASS\n")
 
 
+def test_operand(programs: Path) -> None:
+    """What an instruction writes lies where operand.c says: the processor is the judge."""
+    assert run(programs / "test_operand", timeout=60).endswith("PASS\n")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="ptrace of a kernel thread and SCHED_FIFO need root")
 @pytest.mark.parametrize("case", FREEZES)
 def test_freeze(programs: Path, case: str) -> None:
