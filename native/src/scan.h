@@ -5,7 +5,10 @@
 #include "internal.h"
 
 enum {
-    SCAN_REGIONS = 1024,   /* struct page_region per PAGEMAP_SCAN call: 24 KiB, stays in the cache */
+    /* struct page_region per PAGEMAP_SCAN call, and no more: the kernel collects 512 at a time, and a call that fills its own
+     * buffer once and then comes to the end leaves walk_end where that buffer was full (fs/proc/task_mmu.c, do_pagemap_scan():
+     * "walk_end isn't set when ret is zero"), so the caller would walk the rest a second time. */
+    SCAN_REGIONS = 512,
     SCAN_LOOK_AGAIN = 8,   /* a written stretch of a dense range that is at least so long may be a hole: look again */
 };
 /* Thresholds that a build may set otherwise (the oracle of tests/native does, so that small victims reach every path). */

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
+import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from ckpt.live import core
+from ckpt.live import act, core
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["-DSCAN_DENSE_PAGES=32u", "-DSCAN_PAIR_PAGES=256u", "-DCOPY_PAIR_PAGES=16u"]
@@ -77,3 +80,33 @@ def test_probe_is_quick_and_leaves_nothing() -> None:
     assert len(os.listdir("/proc/self/fd")) == len(before)
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+
+
+SPARSE = """
+import mmap, sys
+area = mmap.mmap(-1, 4096 * 2048, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for page in range(0, 1600, 2):
+    area[page * 4096] = 1
+print("READY", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: takes a descriptor of another process")
+def test_a_range_with_more_regions_than_the_kernel_collects_at_a_time() -> None:
+    """800 separate pages: PAGEMAP_SCAN collects 512 at a time, and once left walk_end behind what it had reported."""
+    victim = subprocess.Popen([sys.executable, "-c", SPARSE], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert victim.stdout is not None
+        assert victim.stdout.readline() == b"READY\n"
+        with core.Tree(victim.pid) as tree, core.Sink(4096, "/tmp") as sink:
+            track = tree.arm(victim.pid)
+            for protect in (False, True, False):
+                runs = act.pages_scan(tree, track, sink, protect=protect).runs
+                rows = list(struct.iter_unpack("<QII", runs))
+                assert len(rows) > 800
+                assert all(start + count <= after for (start, count, _), (after, _, _) in pairwise(rows))
+                assert tree.scan_count(track).resident == sum(count for _, count, _ in rows)
+    finally:
+        victim.kill()
+        victim.communicate()
