@@ -167,8 +167,9 @@ static int frozen_window(struct window *window) {
     error = inside(window);
     since = now_ns();
     int thawed = ours ? task_thaw(tree, 0) : 0;
-    window->timing.thaw = lap(&since);
-    window->timing.stop = since - start;
+    uint64_t end = ours ? tree->thawed_at : now_ns();
+    window->timing.thaw = end - since;
+    window->timing.stop = end - start;
     ckpt_mark("thawed");
     return error ? error : thawed;
 }

@@ -4,7 +4,6 @@
  *  1. Start: SETREGS, then SETSIGMASK, then CONT. End: SETSIGMASK, then SETREGS. (Why: stub.c, invariants 1 and 2.)
  *  2. Whatever the thread meets on the way is not lost: SIGSTOP is passed on, a group stop is left again, a fault of our
  *     code is swallowed and reported. SIGKILL makes it GONE.
- *  3. Waiting looks for SPIN_NS before it sleeps: waking a sleeping processor costs more than the whole call.
  */
 #define _GNU_SOURCE
 #include "inject.h"
@@ -13,7 +12,7 @@
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 
-enum { SPIN_NS = 60000, NOT_CALLED = -1, EVENT_STOP = PTRACE_EVENT_STOP };
+enum { NOT_CALLED = -1, EVENT_STOP = PTRACE_EVENT_STOP };
 
 static int write_all(ckpt_tree *tree, struct task *task, ckpt_addr_t at, const void *bytes, size_t size) {
     int mem = task_mem(tree, task);
@@ -79,23 +78,13 @@ static enum step flight_step(struct flight *flight, int status, struct user_regs
     return error ? FAILED : GO_ON;
 }
 
-/* The stop usually comes before a sleeping processor would even have been woken again: look for a while, then sleep. */
-static int wait_stop(pid_t tid, int *ret_status) {
-    uint64_t until = now_ns() + SPIN_NS;
-    int got;
-    do
-        got = sys_wait(tid, ret_status, WNOHANG);
-    while (got == 0 && now_ns() < until);
-    return got ? got : sys_wait(tid, ret_status, 0);
-}
-
 int flight_wait(ckpt_tree *tree, struct flight *flight, int64_t *ret_value) {
     struct thread *thread = tree_thread(tree, flight->tid);
     struct user_regs_struct regs = {0};
     int status, error = 0;
     enum step step;
     do {
-        int got = wait_stop(flight->tid, &status);
+        int got = sys_wait(flight->tid, &status, 0); /* blocks: the thread wants this CPU (pace.c) */
         if (got < 0 || WIFEXITED(status) || WIFSIGNALED(status)) {
             thread->state = THREAD_GONE;
             return 1;

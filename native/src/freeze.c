@@ -16,38 +16,11 @@
 #define _GNU_SOURCE
 #include "internal.h"
 #include <errno.h>
-#include <sched.h>
-#include <sys/prctl.h>
 #include <time.h>
 
 enum { ROUNDS = 10000, RETRY_NS = 10 * 1000 * 1000, FIRST_RETRY_NS = 500 * 1000, LET_GO_POLLS = 400 };
 
 static bool concerns(const struct thread *thread, pid_t pid) { return !pid || thread->pid == pid; }
-
-static void raise_priority(ckpt_tree *tree) {
-    if (tree->saved_policy >= 0)
-        return;
-    struct sched_param now;
-    int policy = sched_getscheduler(0);
-    if (policy < 0 || sched_getparam(0, &now) || (policy & ~SCHED_RESET_ON_FORK) == SCHED_FIFO)
-        return;
-    struct sched_param wanted = {.sched_priority = 1};
-    tree->saved_slack = prctl(PR_GET_TIMERSLACK);
-    prctl(PR_SET_TIMERSLACK, 1);
-    if (sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &wanted) == 0) {
-        tree->saved_policy = policy;
-        tree->saved_priority = now.sched_priority;
-    }
-}
-
-static void restore_priority(ckpt_tree *tree) {
-    if (tree->saved_policy >= 0)
-        sched_setscheduler(0, tree->saved_policy, &(struct sched_param){.sched_priority = tree->saved_priority});
-    if (tree->saved_slack > 0)
-        prctl(PR_SET_TIMERSLACK, tree->saved_slack);
-    tree->saved_policy = -1;
-    tree->saved_slack = 0;
-}
 
 static int seize_all(ckpt_tree *tree, pid_t pid) {
     for (size_t i = 0; i < tree->thread_count; i++) {
@@ -55,17 +28,29 @@ static int seize_all(ckpt_tree *tree, pid_t pid) {
         if (!concerns(thread, pid) || thread->state != THREAD_FREE)
             continue;
         int error = thread_seize(tree, thread);
-        if (!tree->frozen_at)
-            tree->frozen_at = now_ns();
-        if (!error)
-            error = thread_interrupt(tree, thread);
         if (error && error != -ESRCH)
             return error;
     }
     return 0;
 }
 
-/* One pass over those that have not stopped; *ret_left as many as still have not, *ret_slow one of them. */
+/* The first effect on the target is that we take its CPU. */
+static int interrupt_all(ckpt_tree *tree, pid_t pid, int cpu) {
+    if (!tree->frozen_at)
+        tree->frozen_at = now_ns();
+    pace_move(&tree->pace, cpu);
+    for (size_t i = 0; i < tree->thread_count; i++) {
+        struct thread *thread = &tree->threads[i];
+        if (!concerns(thread, pid) || thread->state != THREAD_SEIZED || thread->interrupted)
+            continue;
+        int error = thread_interrupt(tree, thread);
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
+/* One pass over those that have not stopped, waiting for the first of them where the clock ticks; *ret_left as many as still have not, *ret_slow one of them. */
 static int poll_all(ckpt_tree *tree, pid_t pid, size_t *ret_left, struct thread **ret_slow, bool *ret_progress) {
     *ret_left = 0;
     *ret_progress = false;
@@ -73,7 +58,7 @@ static int poll_all(ckpt_tree *tree, pid_t pid, size_t *ret_left, struct thread 
         struct thread *thread = &tree->threads[i];
         if (!concerns(thread, pid) || thread->state != THREAD_SEIZED)
             continue;
-        int got = thread_poll(tree, thread);
+        int got = thread_poll(tree, thread, !*ret_left);
         if (got < 0 && got != -ESRCH)
             return got;
         if (got) {
@@ -101,7 +86,8 @@ static int collect(ckpt_tree *tree, pid_t pid, struct thread **ret_slow) {
             since = now_ns();
             continue;
         }
-        backoff(&wait);
+        if (!tree->pace.ticking)
+            backoff(&wait);
         error = thread_look(tree, *ret_slow, since);
         if (error && error != -ESRCH)
             return error;
@@ -115,10 +101,12 @@ static int discover(ckpt_tree *tree, pid_t pid) {
     return found < 0 ? tree_fail(tree, found, "list threads", pid, 0, -1, 0, NULL) : found;
 }
 
-static int stop_all(ckpt_tree *tree, pid_t pid, pid_t *ret_slow) {
+static int stop_all(ckpt_tree *tree, pid_t pid, int cpu, pid_t *ret_slow) {
     for (int round = 0; round < ROUNDS; round++) {
         struct thread *slow = NULL;
         int error = seize_all(tree, pid);
+        if (!error)
+            error = interrupt_all(tree, pid, cpu);
         if (!error)
             error = collect(tree, pid, &slow);
         *ret_slow = error == -EAGAIN ? slow->tid : 0;
@@ -145,7 +133,7 @@ static int release(ckpt_tree *tree, pid_t pid) {
             if (!concerns(thread, pid))
                 continue;
             if (thread->state == THREAD_SEIZED)
-                left += thread_poll(tree, thread) == 0;
+                left += thread_poll(tree, thread, false) == 0;
             int failed = thread_detach(tree, thread);
             error = error ? error : failed;
         }
@@ -157,9 +145,12 @@ static int release(ckpt_tree *tree, pid_t pid) {
 
 static void pause_ns(uint64_t ns) { nanosleep(&(struct timespec){.tv_nsec = (long)ns}, NULL); }
 
-/* A thread in state D cannot be stopped, and what it waits for may be in the tree: better not begin. */
-static pid_t unstoppable(ckpt_tree *tree, pid_t pid) {
+/* A thread in state D cannot be stopped, and what it waits for may be in the tree: better not begin. *ret_cpu: where the first
+ * thread that runs is, or the first of all was. */
+static pid_t unstoppable(ckpt_tree *tree, pid_t pid, int *ret_cpu) {
     char name[NAME_ROOM];
+    bool runs = false;
+    *ret_cpu = -1;
     for (size_t i = 0; i < tree->thread_count; i++) {
         struct thread *thread = &tree->threads[i];
         struct proc_stat stat;
@@ -171,6 +162,10 @@ static pid_t unstoppable(ckpt_tree *tree, pid_t pid) {
             return thread->tid;
         else
             thread->start_ticks = stat.start_ticks;
+        if (thread->state == THREAD_FREE && (*ret_cpu < 0 || (stat.state == 'R' && !runs))) {
+            *ret_cpu = stat.cpu;
+            runs = stat.state == 'R';
+        }
     }
     return 0;
 }
@@ -200,12 +195,15 @@ static int settle(ckpt_tree *tree, pid_t pid) {
 }
 
 static int attempt(ckpt_tree *tree, pid_t pid, pid_t *ret_slow) {
-    *ret_slow = unstoppable(tree, pid);
+    int cpu;
+    *ret_slow = unstoppable(tree, pid, &cpu);
     if (*ret_slow)
         return -EAGAIN;
     tree_drop_gone(tree);
-    raise_priority(tree);
-    int error = stop_all(tree, pid, ret_slow);
+    pace_begin(&tree->pace);
+    pace_ticking(&tree->pace, true);
+    int error = stop_all(tree, pid, cpu, ret_slow);
+    pace_ticking(&tree->pace, false);
     if (!error)
         error = check_alive(tree, pid);
     if (!error && !pid)
@@ -214,7 +212,7 @@ static int attempt(ckpt_tree *tree, pid_t pid, pid_t *ret_slow) {
         error = settle(tree, pid);
     if (error) {
         release(tree, pid);
-        restore_priority(tree);
+        pace_end(&tree->pace);
         tree->frozen_at = 0;
     }
     return error;
@@ -242,7 +240,8 @@ int task_freeze(ckpt_tree *tree, pid_t pid) {
 
 int task_thaw(ckpt_tree *tree, pid_t pid) {
     int error = release(tree, pid);
-    restore_priority(tree);
+    tree->thawed_at = now_ns();
+    pace_end(&tree->pace);
     tree->frozen = false;
     tree->frozen_at = 0;
     for (size_t i = 0; i < tree->task_count; i++) {

@@ -16,6 +16,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 
 enum { IDLE, GO, QUIT };
@@ -51,6 +52,9 @@ static uint32_t await_change(struct helper *helper, uint32_t old) {
 
 static void *helper_main(void *argument) {
     struct helper *helper = argument;
+    cpu_set_t all;
+    memset(&all, 0xff, sizeof all); /* made while frozen it would inherit the one CPU that pace.c chose */
+    sched_setaffinity(0, sizeof all, &all);
     __atomic_store_n(&helper->tid, (pid_t)syscall(SYS_gettid), __ATOMIC_RELEASE);
     while (await_change(helper, IDLE) == GO) {
         helper->work(helper->argument);

@@ -10,9 +10,11 @@
 #include "../ckpt_native.h"
 #include "kernel.h"
 #include "sys.h"
+#include <sched.h>
 #include <stdbool.h>
 #include <sys/types.h>
 #include <sys/user.h>
+#include <time.h>
 
 enum thread_state {
     THREAD_FREE,    /* not attached */
@@ -60,6 +62,21 @@ struct task {
     struct bridge bridge;
 };
 
+/* pace.c: the caller's own scheduling while a tree is stopped. */
+struct pace {
+    bool begun, raised, moved, clocked, ticking;
+    int policy, priority, slack, cpu, signal;
+    cpu_set_t cpus;
+    timer_t clock;
+};
+/* Real-time priority where that is permitted, and a clock for waits. */
+void pace_begin(struct pace *pace);
+/* To the CPU where the target runs; once. From here on the target may be off its CPU. */
+void pace_move(struct pace *pace, int cpu);
+void pace_end(struct pace *pace);
+/* While on, a blocked sys_wait_once() ends after 2 ms; returns false where there is no clock, so nobody may block. */
+bool pace_ticking(struct pace *pace, bool on);
+
 struct ckpt_tree {
     pid_t root;
     struct task *tasks;
@@ -69,8 +86,8 @@ struct ckpt_tree {
     bool frozen;
     uint64_t frozen_at; /* CLOCK_MONOTONIC ns of the first interrupt */
     uint32_t freeze_retries; /* waits of 10 ms for a thread that cannot be stopped yet (a vfork parent) */
-    int saved_policy, saved_priority; /* the caller's scheduling, put back at thaw; policy -1 = unchanged */
-    int saved_slack;                  /* its timer slack in ns; 0 = unchanged */
+    uint64_t thawed_at; /* the last detach */
+    struct pace pace;   /* the caller's scheduling, put back at thaw */
     char *text;              /* one buffer for reading /proc, TEXT_BYTES, touched ahead, reused */
     struct scan_memory *scan; /* kept between scans (runs.c); NULL until something is scanned */
     struct ckpt_fault fault;
@@ -103,8 +120,9 @@ int thread_seize(ckpt_tree *tree, struct thread *thread);
 int thread_interrupt(ckpt_tree *tree, struct thread *thread);
 /* Interrupt, wait for the stop, read regs and mask, decide, write the decided rax. */
 int thread_stop(ckpt_tree *tree, struct thread *thread);
-/* Reads one status if there is one: 1 = at its EVENT_STOP and decided, 0 = not yet, -ESRCH = gone. Never blocks. */
-int thread_poll(ckpt_tree *tree, struct thread *thread);
+/* Reads one status: 1 = at its EVENT_STOP and decided, 0 = not yet, -ESRCH = gone. With wait, and while the
+ * tree's clock ticks, it blocks until a status or a tick comes; else it takes what is there. */
+int thread_poll(ckpt_tree *tree, struct thread *thread, bool wait);
 int thread_detach(ckpt_tree *tree, struct thread *thread);
 /* Waits for the next ptrace stop of one thread; *ret_status as waitpid's. -ESRCH when it is gone. */
 int thread_wait(ckpt_tree *tree, struct thread *thread, int *ret_status);
@@ -130,6 +148,7 @@ struct proc_stat {
     char state;
     uint32_t flags;       /* field 9, PF_* */
     uint64_t start_ticks; /* field 22 */
+    int cpu;              /* field 39: where it runs or last ran */
 };
 int proc_stat(int dir, const char *name, struct proc_stat *ret_stat);
 /* Writes prefix, the number and suffix into buffer (NUL-terminated); returns buffer. */

@@ -61,6 +61,8 @@ int proc_stat(int dir, const char *name, struct proc_stat *ret_stat) {
                 stat.flags = (uint32_t)value;
             if (field == 22)
                 stat.start_ticks = value;
+            if (field == 39)
+                stat.cpu = (int)value;
             field++;
             value = 0;
         } else if (*at >= '0' && *at <= '9') {

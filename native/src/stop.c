@@ -124,9 +124,9 @@ static int stopped(ckpt_tree *tree, struct thread *thread, int signal) {
     return 1;
 }
 
-int thread_poll(ckpt_tree *tree, struct thread *thread) {
+int thread_poll(ckpt_tree *tree, struct thread *thread, bool wait) {
     int status;
-    int got = sys_wait(thread->tid, &status, WNOHANG);
+    int got = wait && tree->pace.ticking ? sys_wait_once(thread->tid, &status) : sys_wait(thread->tid, &status, WNOHANG);
     if (got == 0)
         return 0;
     if (got == -ECHILD)
@@ -175,7 +175,7 @@ int thread_stop(ckpt_tree *tree, struct thread *thread) {
         error = thread_interrupt(tree, thread);
     struct backoff wait = {0};
     for (uint64_t since = now_ns(); !error;) {
-        int got = thread_poll(tree, thread);
+        int got = thread_poll(tree, thread, false);
         if (got)
             return got < 0 ? got : 0;
         backoff(&wait);

@@ -27,6 +27,11 @@ int sys_wait(pid_t tid, int *ret_status, int options) {
     return (int)got;
 }
 
+int sys_wait_once(pid_t tid, int *ret_status) {
+    int got = (int)result(waitpid(tid, ret_status, __WALL));
+    return got == -EINTR ? 0 : got;
+}
+
 ssize_t sys_vm_readv(pid_t pid, const struct iovec *local, size_t locals, const struct iovec *remote, size_t remotes) {
     return result(process_vm_readv(pid, local, locals, remote, remotes, 0));
 }

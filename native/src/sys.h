@@ -24,6 +24,7 @@ struct statfs;
 
 long sys_ptrace(int request, pid_t tid, uintptr_t addr, uintptr_t data) CKPT_SEAM;
 int sys_wait(pid_t tid, int *ret_status, int options) CKPT_SEAM; /* waitpid with __WALL; returns tid, 0 or -errno */
+int sys_wait_once(pid_t tid, int *ret_status) CKPT_SEAM; /* the same, blocking; 0 when a signal came first */
 ssize_t sys_vm_readv(pid_t pid, const struct iovec *local, size_t locals, const struct iovec *remote, size_t remotes) CKPT_SEAM;
 ssize_t sys_vm_writev(pid_t pid, const struct iovec *local, size_t locals, const struct iovec *remote, size_t remotes) CKPT_SEAM;
 int sys_ioctl(int fd, unsigned long request, void *argument) CKPT_SEAM;
