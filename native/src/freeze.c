@@ -102,6 +102,7 @@ static int discover(ckpt_tree *tree, pid_t pid) {
 }
 
 static int stop_all(ckpt_tree *tree, pid_t pid, int cpu, pid_t *ret_slow) {
+    struct backoff wait = {0};
     for (int round = 0; round < ROUNDS; round++) {
         struct thread *slow = NULL;
         int error = seize_all(tree, pid);
@@ -115,6 +116,8 @@ static int stop_all(ckpt_tree *tree, pid_t pid, int cpu, pid_t *ret_slow) {
         int found = discover(tree, pid);
         if (found <= 0)
             return found;
+        tree_drop_gone(tree); /* a child that has exited stays listed, as a zombie, while its parent stands still */
+        backoff(&wait);       /* a thread that is exiting may need the CPU that we hold */
     }
     return tree_fail(tree, -EBUSY, "list threads", pid, 0, -1, 0, "new threads appear faster than they can be stopped");
 }
