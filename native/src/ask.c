@@ -6,13 +6,17 @@
  * Invariants
  *  1. A question with an answer buffer gets a zeroed buffer of its own in the slot; the answer is recorded whole, whatever the call returned.
  *  2. A question may fail; the next is asked all the same.
- *  3. Whatever fails here, every thread that was started is waited for, and every bridge that was opened is closed.
+ *  3. The disposition of a signal that is not caught is not asked: status says whether it is ignored, and nothing else of it has an
+ *     effect (SIGCHLD's flags have: it is always asked). Its answer is made here.
+ *  4. Whatever fails here, every thread that was started is waited for, and every bridge that was opened is closed.
  */
 #define _GNU_SOURCE
 #include "inject.h"
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 
 struct asked { /* one thread */
     struct flight flight;
@@ -26,27 +30,40 @@ struct asked { /* one thread */
 struct round {
     ckpt_tree *tree;
     const struct ckpt_question *questions;
-    size_t count, slot_bytes;
+    size_t count, slot_bytes; /* slot_bytes: of a thread; one that answers for its process too takes whole_slots of them */
+    uint32_t whole_slots;
     struct asked *asked; /* one per thread of the tree, in its order */
     uint8_t *slots;      /* the data part of one memory at a time */
     uint8_t *code;
-    size_t *answer_at;   /* per question: its buffer in the slot */
+    size_t *answer_at;   /* per question: its buffer behind the slot's calls */
+    size_t calls[2];     /* questions that a thread gets; one that answers for its process */
 };
 
 static bool wants(const struct round *round, const struct asked *asked, size_t question) {
     return round->questions[question].per_thread || asked->whole;
 }
 
-static size_t load_calls(const struct round *round, const struct asked *asked, struct ckpt_call *calls) {
+/* Answers of threads come first, so that a thread's slot needs no room for those of the process. */
+static size_t answer_of(const struct round *round, const struct asked *asked, size_t question) {
+    return SLOT_HEADER + round->calls[asked->whole] * sizeof(struct ckpt_call) + round->answer_at[question];
+}
+
+/* rt_sigaction for a signal whose disposition is the default, or to ignore it. */
+static bool is_known(const struct ckpt_question *question, uint64_t caught) {
+    uint64_t sig = question->arg[0];
+    return question->nr == SYS_rt_sigaction && sig >= 1 && sig <= 64 && sig != SIGCHLD && !(caught & (UINT64_C(1) << (sig - 1)));
+}
+
+static size_t load_calls(const struct round *round, const struct asked *asked, uint64_t caught, struct ckpt_call *calls) {
     size_t used = 0;
     for (size_t q = 0; q < round->count; q++) {
         const struct ckpt_question *question = &round->questions[q];
-        if (!wants(round, asked, q))
+        if (!wants(round, asked, q) || is_known(question, caught))
             continue;
         struct ckpt_call call = {.nr = question->nr, .may_fail = 1};
         memcpy(call.arg, question->arg, sizeof call.arg);
         if (question->answer_arg < 6) {
-            call.arg[question->answer_arg] = round->answer_at[q];
+            call.arg[question->answer_arg] = answer_of(round, asked, q);
             call.form[question->answer_arg] = CKPT_ARG_DATA;
         }
         calls[used++] = call;
@@ -68,7 +85,8 @@ static int load_memory(const struct round *round, struct task *owner) {
             int error = inject_refused(tree, &tree->threads[i]);
             if (error)
                 return error;
-            round->asked[i].slot = slots++;
+            round->asked[i].slot = slots;
+            slots += round->asked[i].whole ? round->whole_slots : 1;
         }
     struct thread *first = task_any_thread(tree, owner);
     if (!slots || !first)
@@ -93,7 +111,7 @@ static int load_memory(const struct round *round, struct task *owner) {
         if (error)
             return tree_fail(tree, error, "stub", task->pid, tree->threads[i].tid, -1, 0, NULL);
         head.calls = at + SLOT_HEADER;
-        head.calls_end = head.calls + load_calls(round, asked, (void *)(slot + SLOT_HEADER)) * sizeof(struct ckpt_call);
+        head.calls_end = head.calls + load_calls(round, asked, task->bridge.caught, (void *)(slot + SLOT_HEADER)) * sizeof(struct ckpt_call);
         head.data = at;
         memcpy(slot, &head, sizeof head);
     }
@@ -128,19 +146,34 @@ static int fly(const struct round *round) {
     return first_error;
 }
 
+/* What rt_sigaction would have answered. */
+static int record_known(const struct round *round, const struct asked *asked, size_t q, uint64_t ignored, ckpt_sink *sink) {
+    const struct ckpt_question *question = &round->questions[q];
+    struct { int64_t ret; uint64_t action[4]; } known = {.action = {ignored >> (question->arg[0] - 1) & 1 ? (uintptr_t)SIG_IGN : (uintptr_t)SIG_DFL}};
+    size_t size = question->answer_size < sizeof known.action ? question->answer_size : sizeof known.action;
+    return sink_record(sink, CKPT_R_ANSWER, asked->pid, 0, -1, (int)q, &known, sizeof known.ret + size);
+}
+
 static int record(const struct round *round, const struct asked *asked, const uint8_t *slot, ckpt_sink *sink) {
+    const struct bridge *status = &tree_task(round->tree, asked->pid)->bridge;
     const struct ckpt_call *call = (const void *)(slot + SLOT_HEADER);
     for (size_t q = 0; q < round->count; q++) {
         const struct ckpt_question *question = &round->questions[q];
         size_t size = question->answer_arg < 6 ? question->answer_size : 0;
         if (!wants(round, asked, q))
             continue;
+        if (is_known(question, status->caught)) {
+            int error = record_known(round, asked, q, status->ignored, sink);
+            if (error)
+                return error;
+            continue;
+        }
         pid_t tid = question->per_thread ? asked->flight.tid : 0; /* 0: the answer is the process's */
         uint8_t *bytes = sink_record_begin(sink, CKPT_R_ANSWER, asked->pid, tid, -1, (int)q, sizeof call->ret + size);
         if (!bytes)
             return -ENOMEM;
         memcpy(bytes, &call->ret, sizeof call->ret);
-        memcpy(bytes + sizeof call->ret, slot + round->answer_at[q], size);
+        memcpy(bytes + sizeof call->ret, slot + answer_of(round, asked, q), size);
         sink_record_commit(sink, sizeof call->ret + size);
         call++;
     }
@@ -163,17 +196,24 @@ static int collect(const struct round *round, struct task *owner, ckpt_sink *sin
 }
 
 static int measure(struct round *round) {
-    size_t at = SLOT_HEADER + round->count * sizeof(struct ckpt_call);
-    for (size_t q = 0; q < round->count; q++) {
-        at = (at + 15) & ~(size_t)15;
-        round->answer_at[q] = at;
-        if (round->questions[q].answer_arg < 6)
-            at += round->questions[q].answer_size;
+    size_t at = 0, bytes[2] = {0};
+    for (uint32_t of_process = 0; of_process < 2; of_process++) {
+        round->calls[of_process] = of_process ? round->calls[0] : 0;
+        for (size_t q = 0; q < round->count; q++) {
+            if (round->questions[q].per_thread == of_process)
+                continue;
+            round->calls[of_process]++;
+            round->answer_at[q] = at;
+            if (round->questions[q].answer_arg < 6)
+                at += (round->questions[q].answer_size + 15) & ~(size_t)15;
+        }
+        bytes[of_process] = (SLOT_HEADER + round->calls[of_process] * sizeof(struct ckpt_call) + at + 63) & ~(size_t)63;
     }
-    round->slot_bytes = (at + 63) & ~(size_t)63;
-    size_t threads = round->tree->thread_count;
-    round->slots = malloc(threads * round->slot_bytes);
-    round->code = malloc(threads * STUB_BYTES);
+    round->slot_bytes = bytes[0];
+    round->whole_slots = (uint32_t)((bytes[1] + bytes[0] - 1) / bytes[0]);
+    size_t slots = round->tree->thread_count + round->tree->task_count * round->whole_slots;
+    round->slots = malloc(slots * round->slot_bytes);
+    round->code = calloc(slots, STUB_BYTES);
     return round->slots && round->code ? 0 : -ENOMEM;
 }
 

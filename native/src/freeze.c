@@ -1,7 +1,7 @@
 /* freeze.c: all threads of a tree, or of one process: stop them all, let them all go.
  *
  * Freeze:  1. wait (outside the window) until no thread is in an uninterruptible sleep, such as a vfork parent
- *          2. seize and interrupt every thread that is known, one request after the other, nobody waited for
+ *          2. seize every thread that is known, then interrupt every one, nobody waited for
  *          3. collect the stops, in whatever order they come
  *          4. look for threads and children that came meanwhile; if there are any, go on at 2
  *
@@ -10,8 +10,10 @@
  *  2. Failure: everybody who was stopped is detached with its decided rax; the caller's scheduling is put back.
  *  3. A thread that will not stop (state D) is never waited for while others stand still: they are let go first, because it
  *     may be waiting for one of them (a vfork parent for its child), then all is tried again, freeze_retries times.
- *  4. The caller runs as SCHED_FIFO inside the window where it may: detaching 64 spinning threads takes 0.1 ms instead
- *     of 56 ms, because the freed ones cannot push the tracer off its CPU. RESET_ON_FORK keeps children out of that.
+ *  4. The caller runs as SCHED_FIFO on the target's CPU inside the window where it may (pace.c): detaching 64 spinning threads takes
+ *     0.1 ms instead of 56 ms, because the freed ones cannot push the tracer off its CPU; a stop and go takes 3 us instead of 34-700.
+ *  5. frozen_at is taken before that CPU is taken from the target, thawed_at after the last detach: nothing of what the target
+ *     loses lies outside. Seizing comes before, since nobody notices it.
  */
 #define _GNU_SOURCE
 #include "internal.h"
@@ -136,9 +138,10 @@ static int release(ckpt_tree *tree, pid_t pid) {
             if (!concerns(thread, pid))
                 continue;
             if (thread->state == THREAD_SEIZED)
-                left += thread_poll(tree, thread, false) == 0;
+                thread_poll(tree, thread, false);
             int failed = thread_detach(tree, thread);
             error = error ? error : failed;
+            left += thread->state == THREAD_SEIZED;
         }
         if (left)
             backoff(&wait);

@@ -46,7 +46,7 @@ struct bridge {
     uint32_t slots;    /* one thread each */
     size_t slot_bytes; /* of data, per slot */
     ckpt_addr_t tail, tail_end; /* free bytes behind the vdso's image: note and stub; 0 = not looked for */
-    uint64_t caught;   /* SigCgt of the process: which stop signal is free */
+    uint64_t caught, ignored; /* SigCgt and SigIgn of the process: which stop signal is free, which dispositions are known */
 };
 
 struct task {

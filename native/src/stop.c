@@ -1,7 +1,7 @@
 /* stop.c: one thread: seize, ask it to stop, see it stopped, let it go.
  *
- * Waiting never blocks in waitpid(): a dead leader with living threads, or a vfork parent, would block it for ever. It
- * polls instead, at first without pause (a stop takes 8-40 us), then with short sleeps that give the CPU away.
+ * A wait for a stop may last for ever: a dead leader with living threads, a vfork parent. So it blocks only while the tree's
+ * clock ticks (pace.c); else it polls, at first without pause, then with short sleeps that give the CPU away.
  *
  * Invariants
  *  1. A STOPPED thread is at PTRACE_EVENT_STOP, inside get_signal(): a -51x in rax is honoured on detach.
@@ -209,10 +209,11 @@ int thread_detach(ckpt_tree *tree, struct thread *thread) {
         return 0;
     long error = sys_ptrace(PTRACE_DETACH, thread->tid, 0, 0);
     thread->state = THREAD_FREE;
-    if (error == -ESRCH) { /* killed while it was stopped; wait for it so that it does not stay a zombie of ours */
-        int status;
-        sys_wait(thread->tid, &status, WNOHANG);
-        gone(thread);
+    if (error == -ESRCH) { /* killed while it was stopped */
+        if (thread->tid != thread->pid)
+            thread->state = THREAD_SEIZED; /* its end is still to be waited for: its leader cannot be, before */
+        else
+            gone(thread); /* its parent waits for it, which may be us */
         return 0;
     }
     return error ? tree_fail(tree, (int)error, "detach", thread->pid, thread->tid, -1, 0, NULL) : 0;

@@ -103,6 +103,7 @@ int inject_prepare(ckpt_tree *tree, struct task *task) {
     if (memory_owner(tree, task)->bridge.blocked)
         return tree_fail(tree, -EBUSY, "remains", task->pid, 0, -1, 0, "a signal handler returns into a killed ckpt's code");
     task->bridge.caught = proc_field(text, (size_t)bytes, "SigCgt", 16, ~UINT64_C(0));
+    task->bridge.ignored = proc_field(text, (size_t)bytes, "SigIgn", 16, 0);
     return vdso_tail(tree, memory_owner(tree, task));
 }
 

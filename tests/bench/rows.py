@@ -70,6 +70,8 @@ def stops(precopy: int, rounds: int = 9) -> tuple[list[float], list[float]]:
     """(stop in us as ckpt says, largest clock gap in us as the victim saw it), 1 GiB resident, 1 % dirty."""
     ours, gaps = [], []
     with scratch() as folder, dirty_victim(1024) as victim:
+        # Its clock's gaps are to be the stop's, not those of whoever else wants the processor.
+        os.setpriority(os.PRIO_PROCESS, victim.pid, -20)
         ckpt = Ckpt(folder)
         ckpt.snapshot(victim.pid, "--full")
         for _ in range(rounds):
@@ -84,8 +86,8 @@ def stops(precopy: int, rounds: int = 9) -> tuple[list[float], list[float]]:
 
 
 def agreement(ours: list[float], gaps: list[float]) -> str:
-    ratio = statistics.median(gap / stop for gap, stop in zip(gaps, ours, strict=True))
-    return f"victim's own clock gap / stop: {ratio:.2f}"
+    ratios = [gap / stop for gap, stop in zip(gaps, ours, strict=True)]
+    return f"victim's own clock gap / stop: median {statistics.median(ratios):.2f}, least disturbed {min(ratios):.2f}"
 
 
 def stop_incremental() -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import stat
 import time
@@ -189,21 +190,23 @@ def test_a_tree_is_captured_whole(ckpt: Ckpt, victim: Start) -> None:
 
 
 def test_stop_time_is_what_the_victim_sees(ckpt: Ckpt) -> None:
-    """The largest gap of the victim's own clock is near the stop time that ckpt tells (the bench wants 20 %; here: not more
-    than half again plus what the scheduler of a busy machine costs)."""
+    """The largest gap of the victim's own clock agrees with the stop time that ckpt tells, within 20 %. What else wants the
+    processor can only lengthen a gap: it is tried until one round was undisturbed."""
     build()
     with Victim([str(HERE / "bin/dirty"), "64"]) as target:
+        os.setpriority(os.PRIO_PROCESS, target.pid, -20)
         ckpt.snapshot(target.pid)
         ratios = []
-        for _ in range(5):
+        for _ in range(40):
             target.ask("dirty 10")
             time.sleep(0.05)
             target.ask("gap")
             made = ckpt.snapshot(target.pid, "--incremental", "--precopy", "0")
             gap = int(target.ask("gap").split()[1]) / 1000
             ratios.append(gap / made["stop_us"])
-        assert min(ratios) > 0.5, ratios
-        assert min(ratios) < 1.5, ratios
+            if ratios[-1] < 1.2:
+                break
+        assert 0.8 < min(ratios) < 1.2, ratios
 
 
 def test_a_child_that_nobody_waits_for(ckpt: Ckpt, tmp_path: Path) -> None:
