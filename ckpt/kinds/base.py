@@ -11,8 +11,8 @@ What C answers to each Work (little endian; n = bytes that follow). An answer th
                 taken before C opens an end of its own), u32 n, contents[n]
     SOCKET      i32 domain, type, protocol, listening (SO_ACCEPTCONN), inq (SIOCINQ), outq (SIOCOUTQ), n_local, n_peer (-errno
                 where there is none), local[n_local], peer[n_peer]: struct sockaddr
-    PEEK        AF_UNIX only. Per message of the receive queue: u32 n, u32 flags (1: it carries descriptors or other control
-                data), bytes[n]; a stream is one message
+    PEEK        AF_UNIX, and TCP whose two names have one address. Per message of the receive queue: u32 n, u32 flags (1: it
+                carries descriptors or other control data), bytes[n]; a stream is one message
     TIMERFD     struct itimerspec (interval, value): 4 x i64; then u64 CLOCK_MONOTONIC and u64 CLOCK_REALTIME, ns, of that moment
     SEALS       i32, F_GET_SEALS or -errno
     CONTENTS    nothing: the pages are an object space

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from ckpt.errors import RefusedError
 from ckpt.kinds.base import Answer, RawTask, Unsupported, with_outside
+from ckpt.kinds.fd.tcp import with_twins
 from ckpt.kinds.table import table
 from ckpt.live import core, records
 from ckpt.live.doctor import machine
@@ -121,7 +122,7 @@ class Parser:
         tasks = tuple(self._task(process) for process in self.raw.processes.values())
         objects = tuple(SharedObject(self.spaces.store(o.space), o.dev, o.ino, o.size) for o in self.raw.objects)
         start = self.raw.threads[root].start_ticks
-        files = with_outside(sorted(self.files.values(), key=lambda file: file.id))
+        files = with_twins(with_outside(sorted(self.files.values(), key=lambda file: file.id)))
         return Snapshot(PidRef(root, start), tasks, files, objects, machine(), taken_at)
 
     def _task(self, process: RawProcess) -> Task:

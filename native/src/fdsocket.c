@@ -13,6 +13,7 @@
 #include <linux/netlink.h>
 #include <linux/sock_diag.h>
 #include <linux/unix_diag.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -25,6 +26,7 @@ enum {
     DIAG_ROOM = 8 << 10,
     CREDENTIALS_ROOM = 32,
     FLAG_CONTROL = 1,
+    TCP_QUEUE_ROOM = 256 << 10, /* of more than this nothing is read */
 };
 
 static int32_t number_option(int fd, int name) {
@@ -175,14 +177,29 @@ static int unix_diag(struct window *window, const struct open_fd *entry) {
     return sink_record(window->sink, CKPT_R_FD_WORK, entry->pid, 0, entry->fd, CKPT_W_UNIX_DIAG, head + 1, head->nlmsg_len - sizeof *head);
 }
 
+/* Of the network's sockets only the queue of a TCP connection is wanted whose ends have one address: its peer may be in the tree. */
+static bool with_itself(int fd) {
+    struct sockaddr_storage local = {0}, peer = {0};
+    int waiting = queue_size(fd, FIONREAD_NR);
+    if (number_option(fd, SO_TYPE) != SOCK_STREAM || waiting < 0 || waiting > TCP_QUEUE_ROOM)
+        return false;
+    if (sys_sockname(fd, 0, &local, sizeof local) <= 0 || sys_sockname(fd, 1, &peer, sizeof peer) <= 0 || local.ss_family != peer.ss_family)
+        return false;
+    const struct sockaddr_in *four[2] = {(void *)&local, (void *)&peer};
+    const struct sockaddr_in6 *six[2] = {(void *)&local, (void *)&peer};
+    if (local.ss_family == AF_INET)
+        return four[0]->sin_addr.s_addr == four[1]->sin_addr.s_addr;
+    return local.ss_family == AF_INET6 && !memcmp(&six[0]->sin6_addr, &six[1]->sin6_addr, sizeof six[0]->sin6_addr);
+}
+
 int fd_socket(struct window *window, const struct open_fd *entry, int dup, const struct ckpt_want *want) {
     int error = 0;
-    bool local = dup >= 0 && number_option(dup, SO_DOMAIN) == AF_UNIX; /* of the network's sockets no queue is wanted */
+    bool local = dup >= 0 && number_option(dup, SO_DOMAIN) == AF_UNIX;
     if (dup >= 0 && (want->work & CKPT_W_SOCKET))
         error = socket_state(window, entry, dup);
     if (!error && dup >= 0)
         error = options(window, entry, dup, want);
-    if (!error && local && (want->work & CKPT_W_PEEK))
+    if (!error && dup >= 0 && (want->work & CKPT_W_PEEK) && (local || with_itself(dup)))
         error = queued(window, entry, dup);
     if (!error && local && (want->work & CKPT_W_UNIX_DIAG))
         error = unix_diag(window, entry);
