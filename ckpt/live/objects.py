@@ -13,6 +13,7 @@ from typing import Protocol
 
 from ckpt.errors import CkptError
 from ckpt.model import PAGE, SharedObject, Snapshot
+from ckpt.plan.pages import RUN
 
 PIECE = 256  #: pages compared at once
 
@@ -51,9 +52,10 @@ def _put(item: SharedObject, wanted: Snapshot, source: Pages) -> int:
 def _compare(file: int, item: SharedObject, source: Pages) -> int:
     written = 0
     pages = (item.size + PAGE - 1) // PAGE
+    held = [(page, page + count) for page, count, _content in RUN.iter_unpack(source.raw_runs(item.space))]
     for first in range(0, pages, PIECE):
         count = min(PIECE, pages - first)
-        want = b"".join(source.read(item.space, first, count))[: item.size - first * PAGE]
+        want = _wanted(item.space, first, count, held, source)[: item.size - first * PAGE]
         have = os.pread(file, len(want), first * PAGE)
         if have == want:
             continue
@@ -62,6 +64,16 @@ def _compare(file: int, item: SharedObject, source: Pages) -> int:
                 os.pwrite(file, want[at : at + PAGE], first * PAGE + at)
                 written += 1
     return written
+
+
+def _wanted(space: int, first: int, count: int, held: Sequence[tuple[int, int]], source: Pages) -> bytes:
+    """What the generation says of these pages; holes, which it does not name, are zeros."""
+    want = bytearray(count * PAGE)
+    for page, end in held:
+        low, high = max(page, first), min(end, first + count)
+        if low < high:
+            want[(low - first) * PAGE : (high - first) * PAGE] = b"".join(source.read(space, low, high - low))
+    return bytes(want)
 
 
 def _reach(item: SharedObject, wanted: Snapshot) -> str | None:
