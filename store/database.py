@@ -35,7 +35,7 @@ __all__ = [
 
 APPLICATION_ID = 0x636B7074  # "ckpt"
 FORMAT = 1
-CACHE_KIB = 24576
+CACHE_KIB = 16384
 PAGE_SIZE = 32768
 JOURNAL_BYTES = 4 << 20  #: what may stay of the journal between transactions
 MIGRATIONS = Path(__file__).resolve().parent / "migrations"

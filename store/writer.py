@@ -25,7 +25,7 @@ __all__ = ["Writer"]
 
 PAGE = 4096
 #: Packs are kept until there is this much of them, so that a small generation costs one transaction only.
-HELD_BYTES = 24 << 20
+HELD_BYTES = 12 << 20
 _TABLES = ("processes", "threads", "mappings", "descriptors")
 _PAGES = ("resident", "dirty", "read", "zero", "deduplicated", "stored")
 

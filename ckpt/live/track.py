@@ -17,7 +17,7 @@ from ckpt.live.runtime import TrackerSeat, start_ticks
 from ckpt.procfs import parse_status
 
 TRACKERS = {"uffd": core.UFFD, "softdirty": core.SOFT_DIRTY, "compare": core.COMPARE}
-SINK_PAGES_MIN, SINK_PAGES_MAX = 1024, 4096  #: 4 MiB (two huge pages) to 16 MiB: what does not fit is written to a file while frozen
+SINK_PAGES_MIN, SINK_PAGES_MAX = 1024, 3072  #: 4 MiB (two huge pages) to 12 MiB: what does not fit is written to a file while frozen
 SINK_COMPARED_MAX = 24576  #: 96 MiB: with the rest of ckpt still well below 256 MB
 ROUNDS_MAX = 4
 CONVERGED = 256  #: pages: copying so many while frozen takes less than 0.4 ms
