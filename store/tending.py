@@ -26,6 +26,7 @@ _SPAN = 8  #: dead contents are kept apart when between their coming this part o
 _SPLIT = 0.2  #: of a pack's bytes are dead: it is split. Smaller: denser packs, more moved (each content about 1 / _SPLIT - 1 times)
 _SMALL, _MERGE = 4, 8  #: packs of less than 1 / _SMALL of the wanted size are merged when there are so many
 _BUDGET, _BUDGET_LEAST = 4, 16 << 20  #: bytes moved for each byte stored since the last time, and what is always allowed
+_BUDGET_MOST = 32 << 20  #: in one publication, so that none takes much longer than others; the rest is for the next ones
 _FRAMES_LEAST = 128
 _CHECK = 16
 
@@ -42,22 +43,26 @@ def tend(connection: sqlite3.Connection, lineage: str, head: Mapping[int, Layout
             most = min(max(resident // _EVERY, _FRAMES_LEAST), packs.FRAMES_MAX)
             now = packs.next_number(connection)
             span = max(1, resident * (now - last) // (stored * _SPAN))
-            _split(connection, head, most, span, max(_BUDGET * size, _BUDGET_LEAST))
-            connection.execute(
-                "UPDATE lineages SET untended = 0, untended_bytes = 0, tended_pack = ? WHERE lineage = ?",
-                (packs.next_number(connection), lineage),
-            )
+            budget = max(_BUDGET * size, _BUDGET_LEAST)
+            finished = _split(connection, head, most, span, min(budget, _BUDGET_MOST))
+            if finished or budget <= _BUDGET_MOST:
+                connection.execute(
+                    "UPDATE lineages SET untended = 0, untended_bytes = 0, tended_pack = ? WHERE lineage = ?",
+                    (packs.next_number(connection), lineage),
+                )
     except (sqlite3.Error, StoreError, MemoryError):
         pass  # a full disk, a damaged pack: everything is where it was, and fsck tells
 
 
-def _split(connection: sqlite3.Connection, head: Mapping[int, Layout], most: int, span: int, budget: int) -> None:
+def _split(connection: sqlite3.Connection, head: Mapping[int, Layout], most: int, span: int, budget: int) -> bool:
+    """Whether all that is due was done."""
     live = packs.Live(sorted({block for layout in head.values() for block in layout.blocks()}))
     for layout in head.values():
         live.mark(layout)
     old, fresh = packs.Packer(connection, most), packs.Packer(connection, most)
     first = 0
-    for block, number in _chosen(connection, live, most, budget):
+    chosen, finished = _chosen(connection, live, most, budget)
+    for block, number in chosen:
         pack = packs.load(connection, number, data=True)
         if pack is None:
             continue
@@ -69,10 +74,11 @@ def _split(connection: sqlite3.Connection, head: Mapping[int, Layout], most: int
         packs.delete(connection, [number])
     fresh.flush()
     old.flush()
+    return finished
 
 
-def _chosen(connection: sqlite3.Connection, live: packs.Live, most: int, budget: int) -> list[tuple[int, int]]:
-    """(first block, pack) to split or merge: the deadest first as far as the budget goes, then sorted."""
+def _chosen(connection: sqlite3.Connection, live: packs.Live, most: int, budget: int) -> tuple[list[tuple[int, int]], bool]:
+    """(first block, pack) to split or merge: the deadest first as far as the budget goes, then sorted; and whether that is all of them."""
     found: list[tuple[float, int, int, int]] = []
     small: list[tuple[float, int, int, int]] = []
     for number in packs.of_blocks(connection, live.blocks):
@@ -95,4 +101,4 @@ def _chosen(connection: sqlite3.Connection, live: packs.Live, most: int, budget:
         if budget < 0:
             break
         chosen.append((block, number))
-    return sorted(chosen)
+    return sorted(chosen), len(chosen) == len(found)
