@@ -8,6 +8,8 @@
  *     next round or the freeze reports it once more: a torn copy is always replaced by a later one.
  *  2. A mapping may go away, be replaced or change its protection at any moment. What cannot be read then is left out
  *     and unprotected, so it is "written" to whoever comes next; nothing about it is an error.
+ *     The same for the whole process: one that has ended since the tree was opened has nothing to bring; whether that
+ *     matters the freeze says.
  *  3. A mapping that came after the layout was read is met by the next round or by the freeze (EPERM there).
  *  4. A call that has pinned a page before we protect it and writes it after we copied it leaves no trace: direct I/O in
  *     flight (O_DIRECT, io_uring), process_vm_writev by another process. It cannot be closed from here. So the caller of
@@ -100,6 +102,9 @@ static int round_begin(struct round *round, ckpt_tree *tree, const struct ckpt_t
     return 0;
 }
 
+/* Race 2: not an error. Its entries of /proc, its number in the tree or its memory are gone. */
+static bool ended(int error) { return error == -ESRCH || error == -ENOENT; }
+
 int ckpt_scan_count(ckpt_tree *tree, const struct ckpt_track *track, struct ckpt_scan_result *ret_result) {
     _cleanup_round_ struct round round = {.scan.pagemap = -1};
     struct ckpt_scan_result total = {0};
@@ -107,6 +112,11 @@ int ckpt_scan_count(ckpt_tree *tree, const struct ckpt_track *track, struct ckpt
     int error = round_begin(&round, tree, track);
     if (!error)
         error = count_all(&round.scan, round.lines, round.count, round.hints, &total);
+    if (ended(error)) {
+        tree_fault_clear(tree);
+        *ret_result = (struct ckpt_scan_result){0};
+        return 0;
+    }
     if (error)
         return tree_fail(tree, error, "scan", track->pid, 0, -1, 0, "count");
     error = run_list_reserve(&round.memory->runs[0], 2 * (total.written < 1 << 20 ? total.written : 1 << 20) + 1);
@@ -219,6 +229,12 @@ int ckpt_precopy(ckpt_tree *tree, const struct ckpt_track *track, ckpt_sink *sin
     struct ckpt_scan_result total = {0}, ignored = {0};
     uint64_t begin = now_ns();
     int error = round_begin(&round, tree, track);
+    if (ended(error)) {
+        tree_fault_clear(tree);
+        *cursor = ~(uint64_t)0;
+        *ret_result = total;
+        return 0;
+    }
     if (error)
         return error;
     if (!round.scan.tracked || round.scan.others) { /* another's tracking may begin at any moment: only frozen */
@@ -240,6 +256,10 @@ int ckpt_precopy(ckpt_tree *tree, const struct ckpt_track *track, ckpt_sink *sin
         error = sink_space(sink, round.task->mm);
     if (!error)
         error = round_lines(&round, mem, sink, cursor, &total);
+    if (ended(error)) {
+        *cursor = ~(uint64_t)0;
+        error = 0;
+    }
     if (error)
         return tree_fail(tree, error, "pre-copy", track->pid, 0, -1, 0, NULL);
     total.ns = now_ns() - begin;
