@@ -20,7 +20,7 @@
 #include <errno.h>
 #include <time.h>
 
-enum { ROUNDS = 10000, RETRY_NS = 10 * 1000 * 1000, FIRST_RETRY_NS = 500 * 1000, LET_GO_POLLS = 400 };
+enum { NEW_FOR_NS = 2000 * 1000 * 1000, RETRY_NS = 10 * 1000 * 1000, FIRST_RETRY_NS = 500 * 1000, LET_GO_POLLS = 400 };
 
 static bool concerns(const struct thread *thread, pid_t pid) { return !pid || thread->pid == pid; }
 
@@ -105,7 +105,7 @@ static int discover(ckpt_tree *tree, pid_t pid) {
 
 static int stop_all(ckpt_tree *tree, pid_t pid, int cpu, pid_t *ret_slow) {
     struct backoff wait = {0};
-    for (int round = 0; round < ROUNDS; round++) {
+    for (uint64_t begin = now_ns(); now_ns() - begin < NEW_FOR_NS;) {
         struct thread *slow = NULL;
         int error = seize_all(tree, pid);
         if (!error)
