@@ -23,7 +23,8 @@ def command(
     ] = False,
     tracker: Annotated[str, typer.Option("--tracker", metavar="NAME", help="auto, uffd, softdirty or compare.")] = "auto",
     precopy: Annotated[
-        int | None, typer.Option("--precopy", metavar="N", help="Rounds of pre-copy; default: as many as pay.", show_default=False)
+        int | None,
+        typer.Option("--precopy", metavar="N", min=0, max=1000, help="Rounds of pre-copy; default: as many as pay.", show_default=False),
     ] = None,
     every: Annotated[
         str | None, typer.Option("--every", metavar="TIME", help="Again each 5s, 500ms, 1m until the tree ends.", show_default=False)
@@ -35,6 +36,8 @@ def command(
     json: JsonOption = False,
 ) -> None:
     from ckpt.errors import UsageError
+    from ckpt.history.names import check_tag
+    from ckpt.history.upkeep import parse_policy
     from ckpt.ops.periodic import parse_interval, repeat
     from ckpt.ops.snapshot import Request, Result, snapshot
 
@@ -42,6 +45,10 @@ def command(
         raise UsageError("--full and --incremental exclude each other: leave one out")
     if tracker not in ("auto", "uffd", "softdirty", "compare"):
         raise UsageError(f"--tracker {tracker}: must be auto, uffd, softdirty or compare")
+    if tag is not None:
+        check_tag(tag)
+    if keep is not None:
+        parse_policy(keep)  # before anything is done
     mode = "full" if full else "incremental" if incremental else "auto"
     request = Request(pid, store, mode, tracker, precopy, tag, kill, paranoid)
 

@@ -16,6 +16,7 @@ Invariants
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -96,18 +97,27 @@ class _Tables:
 
     def _match(self) -> dict[int, OpenFile]:
         """wanted id -> open file of now; one to one, those that share most numbers first."""
+        at = {place: other for other, places in self.at_now.items() for place in places}
         pairs = []
         for identity, places in self.at_wanted.items():
-            for other, now_places in self.at_now.items():
-                common = len({*places} & {*now_places})
-                if _alike(self.here[other], self.there[identity]) and (common or _named(self.here[other])):
-                    pairs.append((-common, identity, other))
+            common = Counter(at[place] for place in places if place in at)
+            alike = _likeness(self.there[identity])
+            pairs += [(-n, identity, other) for other, n in common.items() if _likeness(self.here[other]) == alike]
         found: dict[int, OpenFile] = {}
         taken: set[int] = set()
         for _, identity, other in sorted(pairs):
             if identity not in found and other not in taken:
                 found[identity] = self.here[other]
                 taken.add(other)
+        # At no common number. A program may have thousands of descriptors of one file: so not each is compared with each.
+        left: dict[tuple[object, ...], list[int]] = {}
+        for other in sorted(self.at_now, reverse=True):
+            if other not in taken and _named(self.here[other]):
+                left.setdefault(_likeness(self.here[other]), []).append(other)
+        for identity in sorted(self.at_wanted):
+            others = left.get(_likeness(self.there[identity])) if identity not in found else None
+            if others:
+                found[identity] = self.here[others.pop()]
         return found
 
     def _unpaired(self, matched: dict[int, OpenFile]) -> dict[int, OpenFile]:
@@ -329,7 +339,6 @@ def _named(file: OpenFile) -> bool:
     return "ino" in file.state
 
 
-def _alike(now: OpenFile, wanted: OpenFile) -> bool:
-    if now.kind != wanted.kind or (now.flags ^ wanted.flags) & (b.O_ACCMODE | b.O_PATH):
-        return False
-    return all(now.state.get(key) == wanted.state.get(key) for key in _IDENTITY)
+def _likeness(file: OpenFile) -> tuple[object, ...]:
+    """Equal for open files that may be one."""
+    return file.kind, file.flags & (b.O_ACCMODE | b.O_PATH), *(file.state.get(key) for key in _IDENTITY)

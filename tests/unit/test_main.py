@@ -38,7 +38,14 @@ def test_every_command_is_listed_with_its_line_and_loads() -> None:
         assert callable(importlib.import_module(f"ckpt.cli.{name}").command)
 
 
-@pytest.mark.parametrize("arguments", [["nosuch"], ["log", "--nosuch"], ["show"], ["rm"], ["log", "--pid", "many"]])
+SNAPSHOT = ["snapshot", "999999999"]  # what was asked for is judged before the process is looked for
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nosuch"], ["log", "--nosuch"], ["show"], ["rm"], ["log", "--pid", "many"]]
+    + [[*SNAPSHOT, *more] for more in (["--tag", "12"], ["--tag", "latest"], ["--tag", ""], ["--keep", "bogus"], ["--precopy", "-1"])],
+)
 def test_usage_errors_are_one_line_and_2(arguments: list[str]) -> None:
     result = ckpt(*arguments)
     assert result.returncode == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -211,6 +212,16 @@ def test_what_has_an_inode_is_found_at_another_number() -> None:
 def test_dup_sharing_is_made_and_undone() -> None:
     apply(snapshot({0: 1, 1: 2}, FILES), snapshot({0: 1, 1: 1, 2: 1}, FILES))
     apply(snapshot({0: 1, 1: 1, 2: 1}, FILES), snapshot({0: 1, 1: 2}, FILES))
+
+
+def test_thousands_of_descriptors_of_one_file_are_matched_at_once() -> None:
+    """The second plan is made while the target is frozen: comparing each with each took 2.3 s for 800 of /dev/null."""
+    many = {number: OpenFile(number, "node", 2, 0, {"v": 7, "dev": 3, "ino": 7}) for number in range(6000)}
+    now, moved = snapshot({n: n for n in many}, many), snapshot({n + 3000: n for n in many}, many)
+    start = time.process_time()
+    assert planned(now, now).batch.calls == []
+    assert not planned(now, moved).refusals
+    assert time.process_time() - start < 5
 
 
 def test_close_on_exec_alone() -> None:
