@@ -7,7 +7,7 @@
  * Invariants
  *  1. Bytes arrive in the order of the runs, without gaps: a page's place follows from its position in the list alone.
  *     So two threads may each fill one part of the same room.
- *  2. Single pages cost 1.05 us each by one thread, 0.55 by two; the second joins from COPY_PAIR_PAGES on.
+ *  2. Single pages cost a little over a microsecond each by one thread, about half of that by two; the second joins from COPY_PAIR_PAGES on.
  */
 #include "scan.h"
 #include <errno.h>

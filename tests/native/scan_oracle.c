@@ -1,4 +1,4 @@
-/* scan_oracle.c: random programs against the scan. usage: scan_oracle ROUNDS SEED [pinning|own]
+/* scan_oracle.c: random programs against the scan. usage: scan_oracle ROUNDS SEED [pinning|own|compare]
  *
  * A forked victim works on its memory at random: maps over, unmaps, moves, grows and shrinks, protects, discards, frees,
  * punches holes in files it has mapped, lets the kernel write for it, forks, grows its stack and heap. It makes its own
@@ -446,6 +446,7 @@ int main(int argc, char **argv) {
     seed = argc > 2 ? strtoull(argv[2], NULL, 10) * 0x9e3779b97f4a7c15u | 1 : 1;
     pinning = argc > 3 && !strcmp(argv[3], "pinning");
     own = argc > 3 && !strcmp(argv[3], "own");
+    bool compare = argc > 3 && !strcmp(argv[3], "compare"); /* everything is read, nothing protected */
     zero_hash = hash_page((const uint8_t[CKPT_PAGE]){0});
     if (pipe2(orders, O_CLOEXEC) || pipe2(answers, O_CLOEXEC))
         return 2;
@@ -458,7 +459,7 @@ int main(int argc, char **argv) {
     ckpt_tree *tree;
     ckpt_sink *sink, *small;
     struct model model = model_new();
-    struct ckpt_track track = {.pid = pid, .tracker = CKPT_TRACK_UFFD, .remote_fd = uffd, .fresh = 1};
+    struct ckpt_track track = {.pid = pid, .tracker = compare ? CKPT_TRACK_COMPARE : CKPT_TRACK_UFFD, .remote_fd = uffd, .fresh = 1};
     must(ckpt_tree_open(pid, 0, &tree), "open", NULL);
     struct task *task = tree_task(tree, pid);
     task->uffd = sys_pidfd_getfd(task->pidfd, uffd);

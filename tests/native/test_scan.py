@@ -70,6 +70,15 @@ def test_the_programs_own_userfaultfd_keeps_its_protection(oracle: Path) -> None
     assert json.loads(done.stdout)["wrong"] == 0
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: takes a descriptor of another process")
+def test_without_tracking_everything_is_read(oracle: Path) -> None:
+    done = subprocess.run([str(oracle), "20", "11", "compare"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout)
+    assert (result["wrong"], result["same"], result["precopied"]) == (0, 0, 0)
+    assert result["checked"] > 1000
+
+
 def test_probe_is_quick_and_leaves_nothing() -> None:
     before = os.listdir("/proc/self/fd")
     start = time.perf_counter()
