@@ -38,6 +38,16 @@ def may_inject(pid: int) -> bool:
     return parse_status(Path(f"/proc/{pid}/status").read_bytes()).seccomp == 0
 
 
+def _may_inject_if_alive(tree: core.Tree, pid: int) -> bool:
+    """True for a child that has ended: nothing will be injected there."""
+    try:
+        return may_inject(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        if pid == tree.pid:
+            raise
+        return True
+
+
 def arm(tree: core.Tree, wanted: str, seats: Sequence[TrackerSeat]) -> Armed:
     """Arms every memory of the tree; `seats` is where an earlier ckpt left its descriptors."""
     known = {(seat.pid, seat.start_ticks): seat for seat in seats}
@@ -46,16 +56,22 @@ def arm(tree: core.Tree, wanted: str, seats: Sequence[TrackerSeat]) -> Armed:
     warnings: list[str] = []
     owners = {thread.mm: thread.pid for thread in reversed(tree.threads())}
     for _mm, pid in sorted(owners.items()):
-        track, warning = _arm_one(tree, pid, wanted, known.get((pid, start_ticks(pid))))
+        try:
+            start = start_ticks(pid)
+            track, warning = _arm_one(tree, pid, wanted, known.get((pid, start)))
+        except (FileNotFoundError, ProcessLookupError, CkptError):
+            if pid == tree.pid or Path(f"/proc/{pid}").exists():
+                raise
+            continue  # a child that has ended
         tracks.append(track)
         if track.remote_fd >= 0:
-            fresh_seats.append(TrackerSeat(pid, start_ticks(pid), track.remote_fd, track.remote_ino))
+            fresh_seats.append(TrackerSeat(pid, start, track.remote_fd, track.remote_ino))
         if warning:
             warnings.append(warning)
     names = {number: name for name, number in TRACKERS.items()}
     weakest = "compare" if any(t.tracker == core.COMPARE for t in tracks) else names[tracks[0].tracker]
     exact = all(not track.fresh for track in tracks)
-    injectable = all(may_inject(thread.pid) for thread in tree.threads() if thread.pid == thread.tid)
+    injectable = all(_may_inject_if_alive(tree, thread.pid) for thread in tree.threads() if thread.pid == thread.tid)
     return Armed(tuple(tracks), weakest, injectable, exact, tuple(fresh_seats), tuple(warnings))
 
 

@@ -83,17 +83,23 @@ def quiet(_what: str, _done: int, _total: int) -> None:
     """No progress shown."""
 
 
+TRIES = 10  #: a tree whose children end while it is looked at is looked at anew
+
+
 def snapshot(request: Request, progress: Progress = quiet) -> Result:
     """Takes one snapshot. Raises RefusedError (3), PermissionDeniedError (4), NotFoundError (6), DamagedError (5), CkptError (1)."""
-    try:
-        return _snapshot(request, progress)
-    except (FileNotFoundError, ProcessLookupError) as error:  # of /proc: the root or a child went while we looked
-        if not str(error.filename).startswith("/proc/"):
-            raise
-        task = str(error.filename).split("/")[2]
-        if task == str(request.pid):
-            raise NotFoundError(f"task {task}: has ended: give the pid of a living process") from None
-        raise CkptError(f"task {task}: ended in the middle of the snapshot: nothing was kept; try again") from None
+    root = runtime.start_ticks(request.pid)
+    for attempt in range(1, TRIES + 1):
+        try:
+            return _snapshot(request, progress)
+        except (FileNotFoundError, ProcessLookupError, NotFoundError) as error:
+            if isinstance(error, OSError) and not str(error.filename).startswith("/proc/"):
+                raise
+            if not runtime.lives(request.pid, root):
+                raise NotFoundError(f"task {request.pid}: has ended: give the pid of a living process") from None
+            if attempt == TRIES:  # a child that ended while we looked, each time another
+                raise CkptError(f"task {request.pid}: its children come and go too fast ({error}): nothing was kept; try again") from None
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _snapshot(request: Request, progress: Progress) -> Result:

@@ -223,6 +223,11 @@ static int check_threads(struct window *window, const struct task *task) {
     return 0;
 }
 
+/* A look at a running tree passes over a child that has ended meanwhile; half of its records may be there. */
+static bool child_ended(const ckpt_tree *tree, const struct task *task, int error) {
+    return (error == -ESRCH || error == -ENOENT) && !tree->frozen && task->pid != tree->root;
+}
+
 int capture_descriptors(struct window *window) {
     ckpt_tree *tree = window->tree;
     for (size_t i = 0; i < tree->task_count; i++) {
@@ -232,7 +237,7 @@ int capture_descriptors(struct window *window) {
         int error = check_threads(window, &tree->tasks[i]);
         if (!error && !seen)
             error = one_table(window, &tree->tasks[i]);
-        if (error)
+        if (error && !child_ended(tree, &tree->tasks[i], error))
             return error;
     }
     for (size_t i = 0; i < window->fd_count; i++) {

@@ -173,6 +173,8 @@ int tree_index_memories(ckpt_tree *tree) {
             int order = sys_kcmp(tree->tasks[i].pid, tree->tasks[j].pid, KCMP_VM, 0, 0);
             if (order == -ENOSYS || order == -EOPNOTSUPP)
                 break;
+            if (order == -ESRCH)
+                continue; /* one of the two has ended: whoever reads of it finds out */
             if (order < 0)
                 return tree_fail(tree, order, "kcmp", tree->tasks[i].pid, 0, -1, 0, "KCMP_VM");
             if (order == 0) {

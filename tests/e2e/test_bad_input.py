@@ -424,3 +424,27 @@ def test_errors_as_json(ckpt: Ckpt) -> None:
     done = ckpt.run("snapshot", 4_000_000, "--json")
     assert done.code == 6
     assert json.loads(done.out)["error"]["exit_code"] == 6
+
+
+CHILDREN = """
+import os, subprocess
+print("READY", flush=True)
+while True:
+    subprocess.run(["/bin/true"])
+"""
+
+
+def test_children_that_come_and_go_all_the_time(ckpt: Ckpt) -> None:
+    """A child that ends while the tree is looked at is no reason to say that the process is gone."""
+    target = subprocess.Popen([sys.executable, "-c", CHILDREN], stdout=subprocess.PIPE)
+    try:
+        assert target.stdout is not None
+        assert target.stdout.readline() == b"READY\n"
+        for _ in range(5):
+            ckpt.exact(target.pid)
+            assert ckpt.run("check", target.pid).code == 0
+        assert target.poll() is None
+        ckpt.sound()
+    finally:
+        target.kill()
+        target.wait()
