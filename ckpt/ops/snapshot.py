@@ -9,6 +9,7 @@ Whatever fails, the target runs on. What fails before the publication leaves no 
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -93,7 +94,7 @@ def snapshot(request: Request, progress: Progress = quiet) -> Result:
         try:
             return _snapshot(request, progress)
         except (FileNotFoundError, ProcessLookupError, NotFoundError) as error:
-            if isinstance(error, OSError) and not str(error.filename).startswith("/proc/"):
+            if isinstance(error, OSError) and re.match(r"/proc/\d", str(error.filename)) is None:
                 raise
             if not runtime.lives(request.pid, root):
                 raise NotFoundError(f"task {request.pid}: has ended: give the pid of a living process") from None
