@@ -14,7 +14,7 @@ from pathlib import Path
 from ckpt.errors import CkptError
 from ckpt.live import core
 from ckpt.live.runtime import TrackerSeat, start_ticks
-from ckpt.procfs import parse_status
+from ckpt.procfs import parse_stat, parse_status
 
 TRACKERS = {"uffd": core.UFFD, "softdirty": core.SOFT_DIRTY, "compare": core.COMPARE}
 SINK_PAGES_MIN, SINK_PAGES_MAX = 1024, 3072  #: 4 MiB (two huge pages) to 12 MiB: what does not fit is written to a file while frozen
@@ -28,7 +28,7 @@ class Armed:
     tracks: tuple[core.Track, ...]  #: one per memory
     tracker: str  #: the weakest that is in use: "uffd", "softdirty" or "compare"
     injectable: bool  #: no task of the tree has a seccomp filter: calls may be run inside
-    exact: bool  #: nothing was lost since the last snapshot's thaw: the dirty state speaks for every memory
+    exact: bool  #: nothing was lost since the last snapshot's thaw: what is not dirty is as it was
     seats: tuple[TrackerSeat, ...]
     warnings: tuple[str, ...]
 
@@ -60,7 +60,7 @@ def arm(tree: core.Tree, wanted: str, seats: Sequence[TrackerSeat]) -> Armed:
             start = start_ticks(pid)
             track, warning = _arm_one(tree, pid, wanted, known.get((pid, start)))
         except (FileNotFoundError, ProcessLookupError, CkptError):
-            if pid == tree.pid or Path(f"/proc/{pid}").exists():
+            if pid == tree.pid or _alive(pid):
                 raise
             continue  # a child that has ended
         tracks.append(track)
@@ -70,9 +70,17 @@ def arm(tree: core.Tree, wanted: str, seats: Sequence[TrackerSeat]) -> Armed:
             warnings.append(warning)
     names = {number: name for name, number in TRACKERS.items()}
     weakest = "compare" if any(t.tracker == core.COMPARE for t in tracks) else names[tracks[0].tracker]
-    exact = all(not track.fresh for track in tracks)
+    # A new child is tracked anew and read whole; that takes nothing from what is known of the others.
+    exact = not any(track.fresh for track in tracks if track.pid == tree.pid)
     injectable = all(_may_inject_if_alive(tree, thread.pid) for thread in tree.threads() if thread.pid == thread.tid)
     return Armed(tuple(tracks), weakest, injectable, exact, tuple(fresh_seats), tuple(warnings))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return parse_stat(Path(f"/proc/{pid}/stat").read_bytes()).state not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _arm_one(tree: core.Tree, pid: int, wanted: str, seat: TrackerSeat | None) -> tuple[core.Track, str]:
@@ -87,7 +95,7 @@ def _arm_one(tree: core.Tree, pid: int, wanted: str, seat: TrackerSeat | None) -
     try:
         return tree.arm(pid, seat.fd if seat else -1, seat.ino if seat else 0), ""
     except CkptError as error:
-        if wanted == "uffd" or not Path(f"/proc/{pid}").exists():
+        if wanted == "uffd" or not _alive(pid):
             raise
         return core.Track(pid, core.COMPARE, -1, 0, fresh=True), f"task {pid}: no tracking ({error}): every page is read and compared"
 
