@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckpt.errors import CkptError, NotFoundError
+from ckpt.errors import CkptError, UsageError, NotFoundError
 from ckpt.history.open import Generation, History, Mode, open_store
 from ckpt.history.recording import Meta, Recording
 from ckpt.live import core, runtime, track
@@ -128,13 +128,17 @@ class _Run:
         self.baseline = find_baseline(history, ref, self.incarnation)
 
     def run(self, warnings: tuple[str, ...]) -> Result:
+        taken = self.history.store.tags().get(self.request.tag) if self.request.tag else None
+        if taken is not None:
+            raise UsageError(f"--tag {self.request.tag}: names generation {taken} already: ckpt tag --force moves it")
         # Without a baseline the dirty state means nothing: a tracker armed anew reports every page as written.
         known = self.baseline.exact and self.request.mode != "full"
         armed = track.arm(self.tree, self.request.tracker, self.baseline.seats if known else ())
         self.clock.lap("armed")
         incremental = known and armed.exact
         if self.request.mode == "incremental" and not incremental:
-            warnings = (*warnings, "no baseline stands for this process in this store: everything was read")
+            lost = "its tracker was lost (the program closed it)" if known else "no baseline stands for this process in this store"
+            warnings = (*warnings, f"{lost}: everything was read")
         record = runtime.Record(self.incarnation, self.baseline.lineage, seats=armed.seats)
         runtime.save(self.ref, record)
         self.clock.lap("consumed")
