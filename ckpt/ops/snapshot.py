@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckpt.errors import CkptError, UsageError, NotFoundError
+from ckpt.errors import CkptError, NotFoundError, UsageError
 from ckpt.history.open import Generation, History, Mode, open_store
 from ckpt.history.recording import Meta, Recording
 from ckpt.live import core, runtime, track
