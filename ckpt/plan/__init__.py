@@ -39,7 +39,7 @@ def plan(now: Snapshot, wanted: Snapshot, world: World, *, tcp: str = "reset", r
         threads = plan_threads(before, task)
         attributes = plan_attributes(before, task)
         refusals += [*layout.refusals, *tables[task.pid].refusals, *attributes.refusals, *threads.refusals]
-        warnings += [*layout.warnings, *tables[task.pid].warnings]
+        warnings += [*layout.warnings, *tables[task.pid].warnings, *attributes.warnings]
         found = (layout.batch, tables[task.pid].batch, attributes.process, attributes.threads, attributes.signals, attributes.timers)
         batches |= {(name, task.pid): batch for name, batch in zip(STAGES, found, strict=True)}
         ends[task.pid], spawns[task.pid] = threads.end, threads.spawn

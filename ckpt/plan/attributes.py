@@ -28,6 +28,7 @@ class AttributePlan:
     signals: Batch = field(default_factory=Batch)
     timers: Batch = field(default_factory=Batch)
     refusals: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def plan_attributes(now: Task, wanted: Task, kinds: Sequence[TaskKind] | None = None) -> AttributePlan:
@@ -43,7 +44,15 @@ def plan_attributes(now: Task, wanted: Task, kinds: Sequence[TaskKind] | None = 
             before = here[thread.tid].attributes.get(kind.name) if thread.tid in here else {}
             _one(plan, kind, before, thread.attributes.get(kind.name), thread.tid, f"thread {thread.tid} of {who}")
     _requeue(plan.signals, wanted)
+    _warn_locked(plan, now, wanted)
     return plan
+
+
+def _warn_locked(plan: AttributePlan, now: Task, wanted: Task) -> None:
+    """mlock() and munlock() are not undone: by how much they differ, if they do."""
+    here, there = (task.attributes.get("memory", {}).get("locked_kib", 0) for task in (now, wanted))
+    if here != there:
+        plan.warnings.append(f"task {wanted.pid} ({wanted.comm}): locked memory: not rolled back ({here} KiB now, {there} KiB then)")
 
 
 def _one(plan: AttributePlan, kind: TaskKind, now: State | None, wanted: State | None, tid: int, who: str) -> None:

@@ -40,6 +40,7 @@ class Status:
     no_new_privs: bool
     seccomp: int  #: 0 off, 1 strict, 2 filter
     seccomp_filters: int
+    locked_kib: int  #: VmLck, what mlock() and its kin hold; 0 for a kernel thread or a zombie
 
     @property
     def deliverable(self) -> int:
@@ -88,4 +89,5 @@ def parse_status(text: bytes) -> Status:
         no_new_privs=decimal("NoNewPrivs") == 1,
         seccomp=decimal("Seccomp"),
         seccomp_filters=decimal("Seccomp_filters"),
+        locked_kib=decimal("VmLck"),
     )

@@ -11,6 +11,9 @@
  *     The same for the whole process: one that has ended since the tree was opened has nothing to bring; whether that
  *     matters the freeze says.
  *  3. A mapping that came after the layout was read is met by the next round or by the freeze (EPERM there).
+ *     Registering splits a mapping that lies across the range's border, and mremap() over the split fails (EFAULT): a program that had
+ *     mapped anew in the meantime broke by that. So mappings are registered only while the process stands still, whole, in one short
+ *     stop for all that are new; only their old protection is dropped while it runs (that splits nothing).
  *  4. A call that has pinned a page before we protect it and writes it after we copied it leaves no trace: direct I/O in
  *     flight (O_DIRECT, io_uring), process_vm_writev by another process. It cannot be closed from here. So the caller of
  *     this skips the rounds for a program that has a descriptor open with O_DIRECT. The freeze alone has no such race with
@@ -28,7 +31,10 @@
 #include <fcntl.h>
 #include <stdlib.h>
 
-enum { ROUND_PAGES = 1 << 16, TRIES = 1000 }; /* written pages taken by one call of the kernel */
+enum { ROUND_PAGES = 1 << 16 }; /* written pages taken by one call of the kernel */
+enum { STOPS = 4 };             /* in one call: a program that maps all the time has the rest copied in the freeze */
+enum { SMALL_PAGES = 256, SPARED_PAGES = 2048 }; /* new mappings so small, so many pages in all, are left to the freeze: no stop for them */
+enum { DROPPED_PAGES = 8192 };  /* whose old protection is dropped inside such a stop; of the others while it runs */
 
 /* ---- counting, and where it is dense ---- */
 
@@ -126,7 +132,7 @@ int ckpt_scan_count(ckpt_tree *tree, const struct ckpt_track *track, struct ckpt
     return error;
 }
 
-/* ---- a round ---- */
+/* ---- bringing ---- */
 
 /* Copies one DATA run as far as it can be read, naming what came; what did not come is unprotected again. */
 static int bring(struct round *round, const struct ckpt_run *run, int mem, ckpt_sink *sink) {
@@ -174,33 +180,86 @@ static int bring_all(struct round *round, int mem, ckpt_sink *sink) {
     return !error && whole && data ? sink_filled(sink, data * CKPT_PAGE) : error;
 }
 
-/* One mapping from `at` on. Returns 1 when the sink is full (*ret_at = where to go on), 0 when it is done. */
-static int round_line(struct round *round, const struct map_line *line, ckpt_addr_t at, int mem, ckpt_sink *sink,
-                      struct ckpt_scan_result *total, ckpt_addr_t *ret_at) {
-    struct scan *scan = &round->scan;
-    while (at < line->end) {
-        uint64_t room = sink_free_bytes(sink) / CKPT_PAGE;
-        if (!room) {
-            *ret_at = at;
-            return 1;
+/* ---- what is not registered yet ---- */
+
+static bool registered(const struct round *round, const struct map_line *line) {
+    struct pm_scan_arg arg = {.size = sizeof arg, .flags = PM_SCAN_CHECK_WPASYNC, .start = line->start, .end = line->start + CKPT_PAGE,
+                              .category_mask = PAGE_IS_WRITTEN, .return_mask = PAGE_IS_WRITTEN};
+    return sys_ioctl(round->scan.pagemap, PAGEMAP_SCAN, &arg) != -EPERM;
+}
+
+/* The process stands still: reads its layout anew and registers all of it. Kept are the mappings that could be; `fresh` gets those
+ * whose protection says nothing: new ones, and all that touch [from, to). */
+static int register_whole(struct round *round, ckpt_addr_t from, ckpt_addr_t to, struct map_line **ret_fresh, size_t *ret_count) {
+    _cleanup_free_ struct map_line *lines = NULL;
+    size_t count, kept = 0, fresh_count = 0;
+    uint64_t room = DROPPED_PAGES;
+    int error = layout_read(round->tree, round->task, &lines, &count);
+    _cleanup_free_ struct map_line *fresh = error ? NULL : calloc(count + 1, sizeof *fresh);
+    if (!fresh)
+        return error ? error : -ENOMEM;
+    for (size_t i = 0; i < count; i++) {
+        if (maps_kind(&lines[i]) == CKPT_RANGE_SKIP)
+            continue;
+        bool was = registered(round, &lines[i]);
+        if (!was && uffd_register(round->scan.uffd, lines[i].start, lines[i].end))
+            continue; /* another's, or it cannot be tracked: read whole in the freeze */
+        uint64_t pages = (lines[i].end - lines[i].start) / CKPT_PAGE;
+        if (!was || (lines[i].start < to && from < lines[i].end)) {
+            if (pages <= room && !uffd_unprotect(round->scan.uffd, lines[i].start, lines[i].end))
+                room -= pages;
+            else
+                fresh[fresh_count++] = lines[i];
         }
+        lines[kept++] = lines[i];
+    }
+    free(round->lines);
+    round->lines = take_ptr(&lines);
+    round->count = kept;
+    *ret_fresh = take_ptr(&fresh);
+    *ret_count = fresh_count;
+    return 0;
+}
+
+/* Whatever lies in [from, to) by now, and everything that is new, counts as written from here on. */
+static int take_in(struct round *round, ckpt_addr_t from, ckpt_addr_t to) {
+    _cleanup_free_ struct map_line *fresh = NULL;
+    size_t count = 0;
+    pid_t pid = round->task->pid;
+    bool stopped = round->tree->frozen;
+    int thawed = 0, error = stopped ? 0 : task_freeze(round->tree, pid);
+    if (!error) {
+        round->task = tree_task(round->tree, pid);
+        error = round->task ? register_whole(round, from, to, &fresh, &count) : -ESRCH;
+        thawed = stopped ? 0 : task_thaw(round->tree, pid);
+        if (!(round->task = tree_task(round->tree, pid)) && !error)
+            error = -ESRCH;
+    }
+    for (size_t i = 0; i < count; i++) /* what is gone again was perhaps moved, with its protection */
+        if (uffd_unprotect(round->scan.uffd, fresh[i].start, fresh[i].end))
+            round->hints->lost = true;
+    error = error ? error : thawed;
+    if (error)
+        round->hints->lost = true;
+    if (error == -EAGAIN || error == -EBUSY) { /* it cannot be stopped just now: the freeze says so, if it still cannot */
+        tree_fault_clear(round->tree);
+        return -EBUSY;
+    }
+    return error;
+}
+
+/* ---- a round ---- */
+
+/* One mapping from *at on. Returns 1 when the sink is full (*at = where to go on), 0 when it is done, -EPERM at what is not registered. */
+static int round_line(struct round *round, const struct map_line *line, ckpt_addr_t *at, int mem, ckpt_sink *sink, struct ckpt_scan_result *total) {
+    struct scan *scan = &round->scan;
+    while (*at < line->end) {
+        uint64_t room = sink_free_bytes(sink) / CKPT_PAGE;
+        if (!room)
+            return 1;
         scan->max_pages = room < ROUND_PAGES ? room : ROUND_PAGES;
         scan->out->count = 0;
-        int error = scan_written(scan, at, line->end, maps_kind(line), &at);
-        /* Not registered, or a part of it was replaced: what the walk protected before it came there is lost, so all of
-         * it must count as written. If that happens again and again, the program is at work there: try until it rests. */
-        for (int tries = 0; error == -EPERM && tries < TRIES; tries++) {
-            int refused = uffd_reset(scan->uffd, line->start, line->end);
-            if (refused) { /* another's, untrackable, or gone; what else lay there was perhaps protected and not reported */
-                round->hints->lost |= refused != -EBUSY && refused != -EINVAL;
-                return 0;
-            }
-            error = scan_written(scan, at, line->end, maps_kind(line), &at);
-        }
-        if (error == -EPERM) {
-            round->hints->lost = true;
-            return 0;
-        }
+        int error = scan_written(scan, *at, line->end, maps_kind(line), at);
         if (!error)
             error = bring_all(round, mem, sink);
         if (error)
@@ -211,12 +270,31 @@ static int round_line(struct round *round, const struct map_line *line, ckpt_add
     return 0;
 }
 
+/* -EPERM: not registered, or a part was replaced: what the walk protected before it came there was never reported. */
 static int round_lines(struct round *round, int mem, ckpt_sink *sink, uint64_t *cursor, struct ckpt_scan_result *total) {
+    unsigned stops = 0;
+    uint64_t spared = 0;
     for (size_t i = 0; i < round->count; i++) {
         const struct map_line *line = &round->lines[i];
-        if (maps_kind(line) == CKPT_RANGE_SKIP || line->end <= *cursor)
+        ckpt_addr_t at = *cursor > line->start ? *cursor : line->start, end = line->end;
+        if (maps_kind(line) == CKPT_RANGE_SKIP || at >= end)
             continue;
-        int full = round_line(round, line, *cursor > line->start ? *cursor : line->start, mem, sink, total, cursor);
+        uint64_t pages = (end - line->start) / CKPT_PAGE;
+        if (pages <= SMALL_PAGES && spared + pages <= SPARED_PAGES && !registered(round, line)) {
+            spared += pages;
+            continue;
+        }
+        int full = round_line(round, line, &at, mem, sink, total);
+        *cursor = at;
+        if (full == -EPERM) {
+            full = take_in(round, at, end);
+            if (!full && ++stops < STOPS) {
+                i = (size_t)-1; /* another layout */
+                continue;
+            }
+            if (!full || full == -EBUSY)
+                break;
+        }
         if (full)
             return full < 0 ? full : 0;
     }
@@ -245,10 +323,13 @@ int ckpt_precopy(ckpt_tree *tree, const struct ckpt_track *track, ckpt_sink *sin
     _cleanup_close_ int mem = sys_openat(round.task->dir, "mem", O_RDONLY);
     error = mem < 0 ? mem : 0;
     if (!error && track->fresh && !round.hints->reset) {
-        for (size_t i = 0; i < round.count; i++)
-            if (maps_kind(&round.lines[i]) != CKPT_RANGE_SKIP)
-                uffd_reset(round.task->uffd, round.lines[i].start, round.lines[i].end);
-        round.hints->reset = true;
+        error = take_in(&round, 0, ~(ckpt_addr_t)0);
+        round.hints->reset = !error;
+        if (error == -EBUSY) {
+            *cursor = ~(uint64_t)0;
+            *ret_result = total;
+            return 0;
+        }
     }
     if (!error && !*cursor && !round.hints->count)
         error = count_all(&round.scan, round.lines, round.count, round.hints, &ignored);

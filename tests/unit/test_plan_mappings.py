@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ckpt.model import PAGE, Arg, Backing, Mapping, OpenFile, RemoteCall, Task
 from ckpt.plan import batch as b
+from ckpt.plan.attributes import plan_attributes
 from ckpt.plan.mappings import FileIdentity, World, paths_to_check, plan_layout
 
 BASE = 0x5000_0000
@@ -243,3 +244,12 @@ def layouts(draw: st.DrawFn) -> Task:
 @settings(max_examples=300, deadline=None)
 def test_any_layout_becomes_any_other(now: Task, wanted: Task) -> None:
     apply(now, wanted, now.attributes["memory"]["brk"])
+
+
+def test_locked_memory_that_differs_is_named() -> None:
+    def locked(kib: int) -> Task:
+        return replace(task(), attributes={"memory": {"locked_kib": kib}} if kib else {})
+
+    assert plan_attributes(locked(64), locked(64), ()).warnings == []
+    (line,) = plan_attributes(locked(0), locked(64), ()).warnings
+    assert "locked memory: not rolled back (0 KiB now, 64 KiB then)" in line
