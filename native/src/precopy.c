@@ -34,7 +34,6 @@
 enum { ROUND_PAGES = 1 << 16 }; /* written pages taken by one call of the kernel */
 enum { STOPS = 4 };             /* in one call: a program that maps all the time has the rest copied in the freeze */
 enum { SMALL_PAGES = 256, SPARED_PAGES = 2048 }; /* new mappings so small, so many pages in all, are left to the freeze: no stop for them */
-enum { DROPPED_PAGES = 8192 };  /* whose old protection is dropped inside such a stop; of the others while it runs */
 
 /* ---- counting, and where it is dense ---- */
 
@@ -180,72 +179,12 @@ static int bring_all(struct round *round, int mem, ckpt_sink *sink) {
     return !error && whole && data ? sink_filled(sink, data * CKPT_PAGE) : error;
 }
 
-/* ---- what is not registered yet ---- */
-
-static bool registered(const struct round *round, const struct map_line *line) {
-    struct pm_scan_arg arg = {.size = sizeof arg, .flags = PM_SCAN_CHECK_WPASYNC, .start = line->start, .end = line->start + CKPT_PAGE,
-                              .category_mask = PAGE_IS_WRITTEN, .return_mask = PAGE_IS_WRITTEN};
-    return sys_ioctl(round->scan.pagemap, PAGEMAP_SCAN, &arg) != -EPERM;
-}
-
-/* The process stands still: reads its layout anew and registers all of it. Kept are the mappings that could be; `fresh` gets those
- * whose protection says nothing: new ones, and all that touch [from, to). */
-static int register_whole(struct round *round, ckpt_addr_t from, ckpt_addr_t to, struct map_line **ret_fresh, size_t *ret_count) {
-    _cleanup_free_ struct map_line *lines = NULL;
-    size_t count, kept = 0, fresh_count = 0;
-    uint64_t room = DROPPED_PAGES;
-    int error = layout_read(round->tree, round->task, &lines, &count);
-    _cleanup_free_ struct map_line *fresh = error ? NULL : calloc(count + 1, sizeof *fresh);
-    if (!fresh)
-        return error ? error : -ENOMEM;
-    for (size_t i = 0; i < count; i++) {
-        if (maps_kind(&lines[i]) == CKPT_RANGE_SKIP)
-            continue;
-        bool was = registered(round, &lines[i]);
-        if (!was && uffd_register(round->scan.uffd, lines[i].start, lines[i].end))
-            continue; /* another's, or it cannot be tracked: read whole in the freeze */
-        uint64_t pages = (lines[i].end - lines[i].start) / CKPT_PAGE;
-        if (!was || (lines[i].start < to && from < lines[i].end)) {
-            if (pages <= room && !uffd_unprotect(round->scan.uffd, lines[i].start, lines[i].end))
-                room -= pages;
-            else
-                fresh[fresh_count++] = lines[i];
-        }
-        lines[kept++] = lines[i];
-    }
-    free(round->lines);
-    round->lines = take_ptr(&lines);
-    round->count = kept;
-    *ret_fresh = take_ptr(&fresh);
-    *ret_count = fresh_count;
-    return 0;
-}
-
-/* Whatever lies in [from, to) by now, and everything that is new, counts as written from here on. */
 static int take_in(struct round *round, ckpt_addr_t from, ckpt_addr_t to) {
-    _cleanup_free_ struct map_line *fresh = NULL;
-    size_t count = 0;
     pid_t pid = round->task->pid;
-    bool stopped = round->tree->frozen;
-    int thawed = 0, error = stopped ? 0 : task_freeze(round->tree, pid);
-    if (!error) {
-        round->task = tree_task(round->tree, pid);
-        error = round->task ? register_whole(round, from, to, &fresh, &count) : -ESRCH;
-        thawed = stopped ? 0 : task_thaw(round->tree, pid);
-        if (!(round->task = tree_task(round->tree, pid)) && !error)
-            error = -ESRCH;
-    }
-    for (size_t i = 0; i < count; i++) /* what is gone again was perhaps moved, with its protection */
-        if (uffd_unprotect(round->scan.uffd, fresh[i].start, fresh[i].end))
-            round->hints->lost = true;
-    error = error ? error : thawed;
-    if (error)
-        round->hints->lost = true;
-    if (error == -EAGAIN || error == -EBUSY) { /* it cannot be stopped just now: the freeze says so, if it still cannot */
-        tree_fault_clear(round->tree);
-        return -EBUSY;
-    }
-    return error;
+    struct ckpt_range span = {.start = from, .end = to};
+    int error = uffd_take_in(round->tree, pid, &round->scan, round->hints, span, &round->lines, &round->count);
+    round->task = tree_task(round->tree, pid);
+    return error || round->task ? error : -ESRCH;
 }
 
 /* ---- a round ---- */
@@ -280,7 +219,7 @@ static int round_lines(struct round *round, int mem, ckpt_sink *sink, uint64_t *
         if (maps_kind(line) == CKPT_RANGE_SKIP || at >= end)
             continue;
         uint64_t pages = (end - line->start) / CKPT_PAGE;
-        if (pages <= SMALL_PAGES && spared + pages <= SPARED_PAGES && !registered(round, line)) {
+        if (pages <= SMALL_PAGES && spared + pages <= SPARED_PAGES && !uffd_covers(&round->scan, line)) {
             spared += pages;
             continue;
         }

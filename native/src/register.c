@@ -7,6 +7,7 @@
  *     registered alone, they would count as unwritten since a generation that never saw them there. Hence uffd_reset().
  *  4. Unregistering drops the write-protection of the whole range; so does closing the last descriptor.
  *  5. UFFDIO_WRITEPROTECT without the WP mode removes a write-protect marker (an entry without a page) altogether.
+ *  6. Registering a part of a mapping splits it, and mremap() over the border then fails. Hence uffd_take_in().
  */
 #include "scan.h"
 #include <dirent.h>
@@ -58,4 +59,78 @@ bool uffd_others(const struct task *task, int ours) {
     }
     closedir(names);
     return found;
+}
+
+/* ---- what is not registered yet, while it runs ---- */
+
+enum { DROPPED_PAGES = 8192 }; /* whose old protection is dropped inside the stop; of the others while it runs */
+
+bool uffd_covers(const struct scan *scan, const struct map_line *line) {
+    struct pm_scan_arg arg = {.size = sizeof arg, .flags = PM_SCAN_CHECK_WPASYNC, .start = line->start, .end = line->start + CKPT_PAGE,
+                              .category_mask = PAGE_IS_WRITTEN, .return_mask = PAGE_IS_WRITTEN};
+    return sys_ioctl(scan->pagemap, PAGEMAP_SCAN, &arg) != -EPERM;
+}
+
+/* Registers lines that stand still. Those that could not be are left out; moved to `fresh`: whose protection is to be dropped later. */
+static void register_whole(struct scan *scan, struct ckpt_range span, struct map_line *lines, size_t *count, struct map_line *fresh,
+                           size_t *ret_fresh) {
+    size_t kept = 0, later = 0;
+    uint64_t room = DROPPED_PAGES;
+    for (size_t i = 0; i < *count; i++) {
+        const struct map_line *line = &lines[i];
+        if (maps_kind(line) == CKPT_RANGE_SKIP)
+            continue;
+        bool was = uffd_covers(scan, line);
+        if (!was && uffd_register(scan->uffd, line->start, line->end))
+            continue; /* another's, or it cannot be tracked: read whole in the freeze */
+        uint64_t pages = (line->end - line->start) / CKPT_PAGE;
+        if (!was || (line->start < span.end && span.start < line->end)) {
+            if (pages <= room && !uffd_unprotect(scan->uffd, line->start, line->end))
+                room -= pages;
+            else
+                fresh[later++] = *line;
+        }
+        lines[kept++] = *line;
+    }
+    *count = kept;
+    *ret_fresh = later;
+}
+
+static int while_stopped(ckpt_tree *tree, pid_t pid, struct scan *scan, struct ckpt_range span, struct map_line **lines, size_t *count,
+                         struct map_line **ret_fresh, size_t *ret_fresh_count) {
+    _cleanup_free_ struct map_line *now = NULL;
+    size_t now_count;
+    struct task *task = tree_task(tree, pid);
+    int error = task ? layout_read(tree, task, &now, &now_count) : -ESRCH;
+    if (error)
+        return error;
+    if (!(*ret_fresh = calloc(now_count + 1, sizeof **ret_fresh)))
+        return -ENOMEM;
+    register_whole(scan, span, now, &now_count, *ret_fresh, ret_fresh_count);
+    free(*lines);
+    *lines = take_ptr(&now);
+    *count = now_count;
+    return 0;
+}
+
+int uffd_take_in(ckpt_tree *tree, pid_t pid, struct scan *scan, struct scan_hints *hints, struct ckpt_range span, struct map_line **lines,
+                 size_t *count) {
+    _cleanup_free_ struct map_line *fresh = NULL;
+    size_t fresh_count = 0;
+    bool stopped = tree->frozen;
+    int error = stopped ? 0 : task_freeze(tree, pid);
+    if (!error) {
+        error = while_stopped(tree, pid, scan, span, lines, count, &fresh, &fresh_count);
+        int thawed = stopped ? 0 : task_thaw(tree, pid);
+        error = error ? error : thawed;
+    }
+    for (size_t i = 0; i < fresh_count; i++) /* what is gone again was perhaps moved, with its protection */
+        if (uffd_unprotect(scan->uffd, fresh[i].start, fresh[i].end))
+            hints->lost = true;
+    if (error)
+        hints->lost = true;
+    if (error != -EAGAIN && error != -EBUSY)
+        return error;
+    tree_fault_clear(tree); /* it cannot be stopped just now: the freeze says so, if it still cannot */
+    return -EBUSY;
 }

@@ -117,6 +117,13 @@ int uffd_unprotect(int uffd, ckpt_addr_t start, ckpt_addr_t end);
 /* Drops the protection of a range that is ours: everything in it counts as written. */
 int uffd_reset(int uffd, ckpt_addr_t start, ckpt_addr_t end);
 
+/* Whether the mapping that begins there is registered with an asynchronous userfaultfd (ours, where there are no others). */
+bool uffd_covers(const struct scan *scan, const struct map_line *line);
+/* Stops the process for a moment, reads its layout anew into *lines and registers all of it. Whatever was not registered, and whatever
+ * lies in `span`, counts as written from here on. -EBUSY: it cannot be stopped just now. Afterwards struct task may stand elsewhere. */
+int uffd_take_in(ckpt_tree *tree, pid_t pid, struct scan *scan, struct scan_hints *hints, struct ckpt_range span, struct map_line **lines,
+                 size_t *count);
+
 /* Whether the process has a userfaultfd besides `ours`, a number in its table. Reads its links: while it runs. */
 bool uffd_others(const struct task *task, int ours);
 
