@@ -13,7 +13,8 @@ setup: .venv/.ready
 	@touch $@
 
 test: setup lint
-	$(PY) -m pytest tests
+	$(PY) -m pytest tests || { echo "make test: what failed is run once more, alone: a shared machine disturbs timing; what fails again has failed"; \
+		$(PY) -m pytest tests --last-failed; }
 
 lint: setup
 	$(PY) -m ruff check .
