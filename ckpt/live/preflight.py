@@ -166,8 +166,8 @@ def _descriptors(tree: Tree, tasks: dict[int, Looked], seen: list[RawDescriptor]
             continue
         for fd in process.fds.values():
             raw = raw_descriptor(fd)
-            if is_tracker(raw, task.table_size):
-                continue
+            if "flags:" not in raw.fdinfo or is_tracker(raw, task.table_size):
+                continue  # closed between two looks of ours, or ours
             seen.append(raw)
             try:
                 judge(raw)

@@ -86,8 +86,8 @@ def _rollback(request: Request, progress: Callable[[str], None], *, only_unfinis
         number = history.resolve(request.generation, pid=request.pid)
         generation, wanted = history.load(number)
         ref = living(generation, wanted, request.pid)
-        tree = stack.enter_context(core.Tree(ref.pid, ref.start_ticks))
         stack.enter_context(runtime.target_lock(ref))
+        tree = stack.enter_context(core.Tree(ref.pid, ref.start_ticks))
         if only_unfinished and journal.load(ref) is None:
             return None  # another ckpt was at work on it, and has finished
         clock.lap("opened")

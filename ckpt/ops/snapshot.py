@@ -109,9 +109,9 @@ def _snapshot(request: Request, progress: Progress) -> Result:
     settle(request.pid)
     ref = PidRef(request.pid, request.start_ticks or runtime.start_ticks(request.pid))
     with ExitStack() as stack:
+        stack.enter_context(runtime.target_lock(ref))  # first of all: another ckpt at work there would look like a tracer
         tree = stack.enter_context(core.Tree(ref.pid, ref.start_ticks))
         passed = preflight(tree)
-        stack.enter_context(runtime.target_lock(ref))
         clock.lap("preflight")
         history = stack.enter_context(open_store(request.store, Mode.CREATE))
         if passed.direct_io:

@@ -6,7 +6,8 @@ import struct
 
 import pytest
 
-from ckpt.live import pages, records, spaces
+from ckpt.kinds.base import RawDescriptor
+from ckpt.live import pages, preflight, records, spaces
 from ckpt.live.core import SpaceRuns, ThreadId
 from ckpt.model import PAGE, Content, PidRef, Snapshot
 
@@ -124,3 +125,15 @@ def test_batches_give_every_page_its_own_bytes(room: int, piece: int) -> None:
         assert position == len(data)
     wanted = dict(zip([100, 101, 102, *range(110, 116), 140, 141], range(11), strict=True)) | {103: None, 104: None, 130: None}
     assert seen == wanted
+
+
+def test_a_descriptor_that_was_closed_between_two_looks_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    capture = records.RawCapture()
+    process = capture.processes.setdefault(10, records.RawProcess(10, records.Texts("task 10")))
+    for fd, fdinfo in ((3, ""), (4, "pos:\t0\nflags:\t02\nmnt_id:\t1\n")):
+        process.fds[fd] = records.RawFd(10, fd, (1, 2, 0, 0, 1, 0o100644, fd, -1, 0), "/tmp/x", fdinfo)
+    monkeypatch.setattr(preflight, "_look", lambda _tree: capture)
+    seen: list[RawDescriptor] = []
+    tasks = {10: preflight.Looked("name", 64)}
+    assert list(preflight._descriptors(None, tasks, seen)) == []  # type: ignore[arg-type]
+    assert [raw.fd for raw in seen] == [4]
