@@ -13,8 +13,7 @@ setup: .venv/.ready
 	@touch $@
 
 test: setup lint
-	$(PY) -m pytest tests || { echo "make test: what failed is run once more, alone: a shared machine disturbs timing; what fails again has failed"; \
-		$(PY) -m pytest tests --last-failed; }
+	$(PY) -m pytest tests
 
 lint: setup
 	$(PY) -m ruff check .
