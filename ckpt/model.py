@@ -204,6 +204,7 @@ class RemoteArg:
     form: Arg
     value: int = 0  #: the value, or the index of the earlier call in its stage
     data: bytes = b""  #: for BUFFER: bytes in, and the room for bytes out
+    pointers: tuple[tuple[int, bytes], ...] = ()  #: for BUFFER: (offset in data, bytes): there their address is put
 
 
 @dataclass(frozen=True, slots=True)

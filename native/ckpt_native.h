@@ -83,6 +83,8 @@ void ckpt_tree_last_fault(const ckpt_tree *tree, struct ckpt_fault *ret_fault);
 int ckpt_tree_freeze(ckpt_tree *tree);
 /* Detaches everybody; a thread that stopped inside a call continues as native/src/restart.c decided at the stop. */
 int ckpt_tree_thaw(ckpt_tree *tree);
+/* To be called before the first freeze: from then on the death of the caller, or closing the handle while it is frozen, kills the tasks. */
+int ckpt_tree_doom(ckpt_tree *tree);
 /* Fills up to cap entries, leaders first; returns how many there are. */
 int ckpt_tree_threads(const ckpt_tree *tree, struct ckpt_thread_id *threads, size_t cap);
 
@@ -272,6 +274,9 @@ int ckpt_remote(ckpt_tree *tree, int32_t tid, struct ckpt_call *calls, size_t co
  * avoid: ranges where it must not be (the layout that is wanted), sorted. */
 int ckpt_remote_begin(ckpt_tree *tree, int32_t pid, const struct ckpt_range *avoid, size_t avoid_count, size_t data_bytes);
 int ckpt_remote_end(ckpt_tree *tree, int32_t pid);
+/* Where data of so many bytes will stand in the target when ckpt_remote() runs in this thread: for structures that hold pointers. A
+ * bridge must be open; -ENOENT otherwise. */
+int64_t ckpt_remote_data(ckpt_tree *tree, int32_t tid, size_t data_bytes);
 /* Ends threads of pid (never the leader); waits until they are gone. */
 int ckpt_threads_end(ckpt_tree *tree, int32_t pid, const int32_t *tids, size_t count);
 /* Makes threads with these numbers in pid (clone3 set_tid), stopped and part of the tree. */
@@ -306,6 +311,11 @@ int64_t ckpt_runs_subtract(const struct ckpt_run *runs, size_t count, const stru
 int ckpt_pages_scan(ckpt_tree *tree, const struct ckpt_track *track, int protect, ckpt_sink *sink);
 /* A signal to a process of the tree by pidfd (SIGSTOP before a rollback's first change, SIGCONT never by us). */
 int ckpt_tree_signal(ckpt_tree *tree, int32_t pid, int32_t signal);
+
+/* ---- a process for a restore to fill (newborn.c) ---- */
+/* Forks an empty child with this number (0 = any): no descriptors, all signals blocked, in a session of its own if asked for. It waits to
+ * be seized and dies with the caller. -EEXIST: the number is taken; -EPERM: choosing one is not allowed. */
+int ckpt_newborn(int32_t pid, int own_session, int32_t *ret_pid);
 
 /* One malloc arena for all threads of this process, to be called before there are any: with an arena a thread, large
  * buffers that wander between threads stay resident several times over (4 GiB captured: 480 MB against 200). */

@@ -200,8 +200,9 @@ def result(index: int) -> RemoteArg:
     return RemoteArg(Arg.RESULT, index)
 
 
-def buffer(data: bytes) -> RemoteArg:
-    return RemoteArg(Arg.BUFFER, 0, data)
+def buffer(data: bytes, pointers: tuple[tuple[int, bytes], ...] = ()) -> RemoteArg:
+    """`pointers`: (offset, bytes): at that offset of the data the address of these bytes will stand."""
+    return RemoteArg(Arg.BUFFER, 0, data, pointers)
 
 
 def call(nr: int, *args: int | bytes | RemoteArg, note: str, expect: int | None = 0) -> RemoteCall:

@@ -36,20 +36,25 @@ class Batch:
         self.source = calls
         self.calls = ffi.new("struct ckpt_call[]", max(len(calls), 1))
         data = bytearray()
+        self._pointers: list[tuple[int, int]] = []  #: (where in data, offset in data that it points to)
         for raw, item in zip(self.calls, calls, strict=False):
             raw.nr, raw.may_fail = item.nr, item.expect is None
             for position, arg in enumerate(item.args):
                 raw.form[position] = _FORMS[arg.form]
                 raw.arg[position] = arg.value
                 if arg.form is Arg.BUFFER:
-                    raw.arg[position] = len(data)
-                    data += arg.data + bytes(-len(arg.data) % 8)
+                    at = raw.arg[position] = len(data)
+                    data += _padded(arg.data)
+                    for offset, pointed in arg.pointers:
+                        self._pointers.append((at + offset, len(data)))
+                        data += _padded(pointed)
         self.data = data
         self._lent = ffi.from_buffer(data) if data else ffi.NULL
 
     def run(self, tree: Tree, tid: int) -> list[int]:
         """Results in order; CallFailed names the first call that went wrong."""
         count = len(self.source)
+        self._point(tree, tid)
         ran = tree.check(int(lib.ckpt_remote(tree.handle, tid, self.calls, count, self._lent, len(self.data))), "run calls inside")
         results = [int(raw.ret) for raw in self.calls[0:ran]]
         for index, (item, got) in enumerate(zip(self.source, results, strict=False)):
@@ -59,6 +64,18 @@ class Batch:
         if ran < count:
             raise CallFailed(f"thread {tid}: {self.source[ran].note}: did not run", ran)
         return results
+
+    def _point(self, tree: Tree, tid: int) -> None:
+        """Structures that hold pointers: where the data will stand is known once a bridge is open."""
+        if not self._pointers:
+            return
+        base = tree.check(int(lib.ckpt_remote_data(tree.handle, tid, len(self.data))), "find the bridge")
+        for at, offset in self._pointers:
+            self.data[at : at + 8] = (base + offset).to_bytes(8, "little")
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 8)
 
 
 def remote_begin(tree: Tree, pid: int, avoid: Iterable[tuple[int, int]], data_bytes: int) -> None:

@@ -10,8 +10,9 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from ckpt.errors import RefusedError
+from ckpt.errors import CkptError, RefusedError
 from ckpt.kinds.base import Answer, RawTask, Unsupported, with_outside
 from ckpt.kinds.fd.tcp import with_twins
 from ckpt.kinds.table import table
@@ -145,6 +146,7 @@ class Parser:
 
     def _attributes(self, process: RawProcess) -> dict[str, State]:
         extra: dict[str, bytes] = {}
+        process.files.update(_links(process))
         raw = (process.pid, process.pid, process.files, process.answers, process.limits, extra)
         return {kind.name: kind.parse(self._raw_task(kind, *raw)) for kind in self.table.task_kinds if not kind.per_thread}
 
@@ -200,6 +202,19 @@ class Parser:
         except Unsupported as reason:
             raise RefusedError(refusal(fd.fd, fd.pid, comm, str(reason))) from None
         return identity
+
+
+def _links(process: RawProcess) -> dict[str, bytes]:
+    """What only links tell: read after the thaw, for they last as long as the program does. None of a process that has ended since."""
+    here = f"/proc/{process.pid}"
+    try:
+        links = {name: os.fsencode(os.readlink(f"{here}/{name}")) for name in ("exe", "root")}
+        same = Path(here, "auxv").read_bytes() == process.files["auxv"]
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    if not same:
+        raise CkptError(f"task {process.pid}: has executed another program just now: nothing was kept; try again")
+    return links
 
 
 def _with_identity(pid: int, mapping: Mapping) -> Mapping:

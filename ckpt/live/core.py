@@ -50,6 +50,13 @@ def one_heap() -> None:
     lib.ckpt_one_heap()
 
 
+def newborn(pid: int, *, own_session: bool = True) -> tuple[int, int]:
+    """Forks an empty child (native/src/newborn.c): (0, its pid), or (negative errno, 0). `pid` 0: any number."""
+    made = ffi.new("int32_t *")
+    code = int(lib.ckpt_newborn(pid, int(own_session), made))
+    return code, int(made[0])
+
+
 def probe() -> dict[str, int]:
     """Feature -> 0 where it works, else the errno that the probe met (positive)."""
     errors = ffi.new("int32_t[]", int(lib.CKPT_F_COUNT))
@@ -241,6 +248,10 @@ class Tree:
         if code < 0:
             raise_fault(self.fault(), code, what, self.pid)
         return code
+
+    def doom(self) -> None:
+        """Before the first freeze: from then on our death is theirs."""
+        self.check(int(lib.ckpt_tree_doom(self.handle)), "doom")
 
     def freeze(self) -> None:
         self.check(int(lib.ckpt_tree_freeze(self.handle)), "freeze")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from ckpt.errors import CkptError
@@ -108,4 +110,17 @@ def examine() -> tuple[str, Sequence[Finding]]:
 def machine() -> dict[str, str]:
     """What a snapshot says of the machine that it was taken on."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return {"kernel": platform.release(), "machine": platform.machine(), "boot_id": boot}
+    return {"kernel": platform.release(), "machine": platform.machine(), "boot_id": boot, "vdso": vdso()}
+
+
+@cache
+def vdso() -> str:
+    """A digest of the code that the kernel maps into every process: programs bind themselves to its addresses."""
+    with open("/proc/self/maps", "rb") as maps:  # noqa: PTH123
+        line = next((line for line in maps if line.rstrip().endswith(b"[vdso]")), b"")
+    if not line:
+        return ""
+    start, end = (int(edge, 16) for edge in line.split(b" ")[0].split(b"-"))
+    with open("/proc/self/mem", "rb", buffering=0) as memory:  # noqa: PTH123
+        memory.seek(start)
+        return hashlib.blake2b(memory.read(end - start), digest_size=8).hexdigest()

@@ -8,13 +8,15 @@ timers; registers (by the executor).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from ckpt.model import Plan, Snapshot, Stage
+from ckpt.model import Plan, Snapshot, Stage, Task
 from ckpt.plan.attributes import plan_attributes
 from ckpt.plan.batch import Batch
 from ckpt.plan.describe import as_json, as_lines
 from ckpt.plan.descriptors import opened_paths, plan_tables
 from ckpt.plan.mappings import FileIdentity, World, paths_to_check, plan_layout, starts_moved, with_growing
+from ckpt.plan.newborn import Frame
 from ckpt.plan.threads import plan_threads
 
 MAPPINGS, DESCRIPTORS, ATTRIBUTES, THREADS, SIGNALS, TIMERS = "mappings", "descriptors", "attributes", "threads", "signals", "timers"
@@ -23,8 +25,17 @@ STAGES = (MAPPINGS, DESCRIPTORS, ATTRIBUTES, THREADS, SIGNALS, TIMERS)
 __all__ = ["STAGES", "FileIdentity", "World", "as_json", "as_lines", "paths_of", "plan", "starts_moved", "with_growing"]
 
 
-def plan(now: Snapshot, wanted: Snapshot, world: World, *, tcp: str = "reset", reserved: Mapping[int, int] | None = None) -> Plan:
-    """`world`: identities of `paths_of(now, wanted)`. `reserved`: pid -> number of the tracker's descriptor in it."""
+def plan(
+    now: Snapshot,
+    wanted: Snapshot,
+    world: World,
+    *,
+    tcp: str = "reset",
+    reserved: Mapping[int, int] | None = None,
+    newborn: bool = False,
+) -> Plan:
+    """`world`: identities of `paths_of(now, wanted)`. `reserved`: pid -> number of the tracker's descriptor in it.
+    `newborn`: now's tasks are empty forks of ckpt, to become the wanted ones."""
     refusals = _tree(now, wanted)
     if refusals:
         return Plan((), {}, {}, tuple(refusals))
@@ -35,9 +46,10 @@ def plan(now: Snapshot, wanted: Snapshot, world: World, *, tcp: str = "reset", r
     tables = plan_tables(now, wanted, tcp, reserved or {}, world)
     for task in wanted.tasks:
         before = now.task(task.pid)
-        layout = plan_layout(before, task, now.files, world)
+        frame = Frame(before, task, (now.features, wanted.features)) if newborn else None
+        layout = plan_layout(before, task, now.files, world, frame)
         threads = plan_threads(before, task)
-        attributes = plan_attributes(before, task)
+        attributes = plan_attributes(_framed(before, task) if newborn else before, task)
         refusals += [*layout.refusals, *tables[task.pid].refusals, *attributes.refusals, *threads.refusals]
         warnings += [*layout.warnings, *tables[task.pid].warnings, *attributes.warnings]
         found = (layout.batch, tables[task.pid].batch, attributes.process, attributes.threads, attributes.signals, attributes.timers)
@@ -48,10 +60,16 @@ def plan(now: Snapshot, wanted: Snapshot, world: World, *, tcp: str = "reset", r
     return Plan(stages, ends, spawns, tuple(refusals), tuple(warnings))
 
 
-def paths_of(now: Snapshot, wanted: Snapshot) -> set[str]:
+def paths_of(now: Snapshot, wanted: Snapshot, *, newborn: bool = False) -> set[str]:
     """Files that the plan may have to map or open again: the caller says what stands there (in the target's root)."""
     here = {task.pid: task for task in now.tasks}
-    return opened_paths(wanted) | {path for task in wanted.tasks if task.pid in here for path in paths_to_check(here[task.pid], task)}
+    mapped = (paths_to_check(here[task.pid], task, newborn=newborn) for task in wanted.tasks if task.pid in here)
+    return opened_paths(wanted).union(*mapped)
+
+
+def _framed(newborn: Task, wanted: Task) -> Task:
+    """The newborn as it is once its frame stands."""
+    return replace(newborn, attributes={**newborn.attributes, "memory": wanted.attributes.get("memory", {})})
 
 
 def _tree(now: Snapshot, wanted: Snapshot) -> list[str]:

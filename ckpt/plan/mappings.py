@@ -6,7 +6,8 @@ left alone but for its protection; everything else is unmapped or mapped with MA
 Invariants
  1. Descriptors for mappings are opened first: the mapping that still holds an object may be the one that goes.
  2. Then what goes is unmapped, then brk moves (its way is free now), then the rest is mapped and protected.
- 3. Mappings of the kernel (vdso, vvar, vsyscall, uprobes) are never touched; a vdso elsewhere means an exec since: refused.
+ 3. Mappings of the kernel (vdso, vvar, vsyscall, uprobes) are never touched in a living process; a vdso elsewhere means an exec
+    since: refused. In a newborn they are moved (newborn.py).
  4. Nothing that is equal is touched, so that its pages stay tracked. An anonymous mapping that was one becomes one again.
 
 [stack]: what it has grown since is unmapped again. It holds only dead frames of the undone time, the kernel grows it again
@@ -25,6 +26,7 @@ from ckpt.kinds.base import value
 from ckpt.model import Backing, Mapping, OpenFile, RemoteArg, Task
 from ckpt.plan import batch as b
 from ckpt.plan.batch import Batch, page_up
+from ckpt.plan.newborn import Frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +61,17 @@ class LayoutPlan:
     warnings: list[str] = field(default_factory=list)
 
 
-def plan_layout(now: Task, wanted: Task, now_files: Sequence[OpenFile], world: World) -> LayoutPlan:
-    """The calls that turn now's layout into wanted's."""
+def plan_layout(now: Task, wanted: Task, now_files: Sequence[OpenFile], world: World, frame: Frame | None = None) -> LayoutPlan:
+    """The calls that turn now's layout into wanted's. `frame`: now is a newborn."""
     plan = LayoutPlan()
     who = f"task {wanted.pid} ({wanted.comm})"
-    if _vdso(now.mappings) != _vdso(wanted.mappings):
+    if frame:
+        plan.refusals += frame.refusals
+        frame.first(plan.batch)
+    elif _vdso(now.mappings) != _vdso(wanted.mappings):
         plan.refusals.append(f"{who}: its vdso lies elsewhere: it has executed another program since; ckpt restore --replace")
         return plan
-    moved = _brk_move(now, wanted)
+    moved = _BrkMove(None, [], _ours(now.mappings)) if frame else _brk_move(now, wanted)
     pieces = _pieces(moved, wanted)
     sources = _Sources(plan, now, now_files, world, who)
     for piece in pieces:
@@ -74,16 +79,25 @@ def plan_layout(now: Task, wanted: Task, now_files: Sequence[OpenFile], world: W
             sources.open(piece.wanted)
     if plan.refusals:
         return plan
-    for start, end in moved.in_the_way:
-        plan.batch.add(b.NR_MUNMAP, start, end - start, note=f"munmap {start:x}-{end:x} (in the way of the heap)")
-    _unmap(plan.batch, pieces)
-    if moved.brk is not None:
-        plan.batch.add(b.NR_BRK, moved.brk, note=f"brk {moved.brk:x}", expect=moved.brk)
-    _map(plan.batch, pieces, sources)
-    _protect(plan.batch, pieces)
+    if frame:
+        frame.aside(plan.batch)
+    _put_in_place(plan.batch, moved, pieces, sources)
+    if frame:
+        frame.last(plan.batch)
+        plan.warnings += frame.warnings
     sources.close()
     _warn_changed(plan, pieces, who)
     return plan
+
+
+def _put_in_place(batch: Batch, moved: _BrkMove, pieces: Sequence[Piece], sources: _Sources) -> None:
+    for start, end in moved.in_the_way:
+        batch.add(b.NR_MUNMAP, start, end - start, note=f"munmap {start:x}-{end:x} (in the way of the heap)")
+    _unmap(batch, pieces)
+    if moved.brk is not None:
+        batch.add(b.NR_BRK, moved.brk, note=f"brk {moved.brk:x}", expect=moved.brk)
+    _map(batch, pieces, sources)
+    _protect(batch, pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +131,12 @@ def heap_end(mappings: Iterable[Mapping]) -> int:
     return max((mapping.end for mapping in mappings if mapping.name == "[heap]"), default=0)
 
 
-def paths_to_check(now: Task, wanted: Task) -> set[str]:
+def paths_to_check(now: Task, wanted: Task, *, newborn: bool = False) -> set[str]:
     """Paths whose identity the plan needs to know: files that have to be mapped again."""
+    moved = _BrkMove(None, [], _ours(now.mappings)) if newborn else _brk_move(now, wanted)
     return {
         piece.wanted.backing.path
-        for piece in _pieces(_brk_move(now, wanted), wanted)
+        for piece in _pieces(moved, wanted)
         if piece.wanted and piece.wanted.backing.kind == "file" and not piece.wanted.backing.deleted and not _same(piece)
     }
 

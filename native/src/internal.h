@@ -84,6 +84,7 @@ struct ckpt_tree {
     struct thread *threads; /* leaders are not first here: order of discovery */
     size_t thread_count, thread_cap;
     bool frozen;
+    bool doomed; /* our death is theirs (newborn.c) */
     uint64_t frozen_at; /* CLOCK_MONOTONIC ns of the first interrupt */
     uint32_t freeze_retries; /* waits of 10 ms for a thread that cannot be stopped yet (a vfork parent) */
     uint64_t thawed_at; /* the last detach */

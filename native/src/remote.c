@@ -117,6 +117,21 @@ static int check_forms(ckpt_tree *tree, const struct ckpt_call *calls, size_t co
     return 0;
 }
 
+/* At the end of slot 0: the calls stand at its beginning. */
+static ckpt_addr_t data_at(const struct bridge *bridge, size_t bytes) {
+    return data_slot_at(bridge, 0) + bridge->slot_bytes - ((bytes + 63) & ~(size_t)63);
+}
+
+int64_t ckpt_remote_data(ckpt_tree *tree, int32_t tid, size_t data_bytes) {
+    tree_fault_clear(tree);
+    struct thread *thread = tree_thread(tree, tid);
+    struct task *task = thread ? tree_task(tree, thread->pid) : NULL;
+    const struct bridge *bridge = task ? &memory_owner(tree, task)->bridge : NULL;
+    if (!bridge || !bridge->code)
+        return tree_fail(tree, -ENOENT, "bridge", 0, tid, -1, 0, NULL);
+    return (int64_t)data_at(bridge, data_bytes);
+}
+
 int ckpt_remote(ckpt_tree *tree, int32_t tid, struct ckpt_call *calls, size_t count, uint8_t *data, size_t data_bytes) {
     tree_fault_clear(tree);
     struct thread *thread = tree_thread(tree, tid);
@@ -138,7 +153,7 @@ int ckpt_remote(ckpt_tree *tree, int32_t tid, struct ckpt_call *calls, size_t co
         error = inject_prepare(tree, b.task);
     if (error)
         return error;
-    b.data = data_slot_at(bridge, 0) + bridge->slot_bytes - ((data_bytes + 63) & ~(size_t)63);
+    b.data = data_at(bridge, data_bytes);
     error = poke(tree, b.owner, b.data, data, data_bytes);
     int ran = error ? error : run_all(tree, &b, calls, count, at_once);
     if (ran >= 0 && (error = peek(tree, b.owner, b.data, data, data_bytes)) < 0)

@@ -55,7 +55,7 @@ static int refused(ckpt_tree *tree, struct thread *thread) {
 }
 
 int thread_seize(ckpt_tree *tree, struct thread *thread) {
-    long error = sys_ptrace(PTRACE_SEIZE, thread->tid, 0, PTRACE_O_TRACESYSGOOD);
+    long error = sys_ptrace(PTRACE_SEIZE, thread->tid, 0, PTRACE_O_TRACESYSGOOD | (tree->doomed ? PTRACE_O_EXITKILL : 0));
     if (error == -ESRCH)
         return gone(thread);
     if (error == -EPERM)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import re
+import select
 import signal
 import time
 from collections.abc import Callable

@@ -1,0 +1,60 @@
+"""Make a living process from a generation again, after it has died."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ckpt.cli import output
+from ckpt.cli.options import JsonOption, PidOption, StoreOption
+
+
+def command(
+    generation: Annotated[str, typer.Argument(metavar="GEN", help="A number, a tag, latest, latest~2, NAME@latest.", show_default=False)],
+    fd: Annotated[
+        list[str] | None, typer.Option("--fd", metavar="N=PATH", help="Open PATH as descriptor N instead.", show_default=False)
+    ] = None,
+    tcp: Annotated[str, typer.Option("--tcp", metavar="HOW", help="Connections to others: reset or refuse.")] = "reset",
+    stopped: Annotated[bool, typer.Option("--stopped", help="Leave it stopped; SIGCONT lets it go.")] = False,
+    pid: PidOption = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    from ckpt.errors import UsageError
+    from ckpt.ops.restore import Request, restore
+
+    if tcp not in ("reset", "refuse"):
+        raise UsageError(f"--tcp {tcp}: must be reset or refuse")
+    result = restore(Request(generation, store, pid, stopped, _streams(fd or []), tcp))
+    if json:
+        output.print_json(result.json())
+    else:
+        describe(result.json())
+
+
+def _streams(words: list[str]) -> dict[int, str]:
+    from ckpt.errors import UsageError
+
+    found = {}
+    for word in words:
+        number, equals, path = word.partition("=")
+        if not equals or not number.isdecimal() or not path:
+            raise UsageError(f"--fd {word}: must be N=PATH, such as --fd 1=out.log")
+        found[int(number)] = path
+    return found
+
+
+def describe(done: dict[str, Any]) -> None:
+    """What a person wants to know of a restore."""
+    output.heading(f"task {done['pid']}", f"({done['command']}) lives again, as of generation {done['generation']}")
+    output.facts(
+        [
+            ("total", output.duration(int(done["total_ms"] * 1e6))),
+            ("pages", f"{output.pages(done['pages_written'])} written"),
+            ("threads", f"{done['threads']} in {done['tasks']} task{'s'[: done['tasks'] != 1]}"),
+        ],
+        indent=2,
+    )
+    for line in (*done["warnings"], *done["disturbed"]):
+        output.note(f"ckpt: note: {line}")

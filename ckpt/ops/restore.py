@@ -1,0 +1,162 @@
+"""A restore: a generation becomes a living process again.
+
+    resolve GEN -> what leads out of the tree is replaced -> newborns with the wanted numbers (frozen, doomed)
+    -> plan = diff(newborns, wanted); refusals end it here -> execute, pages, registers -> release -> record
+
+It is the rollback's plan and the rollback's executor on an empty process. Whatever fails before the release, and whoever
+kills ckpt, no half-made process survives: the newborns die with it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ckpt.errors import RefusedError
+from ckpt.history.open import Generation, History, Mode, open_store
+from ckpt.live import core, objects, runtime
+from ckpt.live.capture import Layout
+from ckpt.live.execute import Executor, disturbed
+from ckpt.live.newborn import Newborns
+from ckpt.live.streams import open_file
+from ckpt.model import Plan, Snapshot
+from ckpt.ops.baseline import Clock
+from ckpt.ops.restore_pages import Pages
+from ckpt.plan import FileIdentity, paths_of, plan
+from ckpt.plan.reborn import reborn
+from ckpt.plan.streams import redirect
+
+SINK_PAGES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    generation: str
+    store: Path | None = None
+    pid: int | None = None  #: whose history is meant, where several are in the store
+    stopped: bool = False  #: leave it stopped (SIGCONT lets it go)
+    streams: Mapping[int, str] = field(default_factory=dict)  #: descriptor of the root -> path
+    tcp: str = "reset"  #: "reset" | "refuse": connections that have moved since
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    generation: int
+    pid: int
+    command: str
+    lineage: str
+    total_ns: int
+    pages_written: int
+    calls: int
+    threads: int
+    tasks: int
+    warnings: tuple[str, ...]
+    disturbed: tuple[str, ...]
+    phases: dict[str, int]
+
+    def json(self) -> dict[str, Any]:
+        return {
+            "generation": self.generation,
+            "pid": self.pid,
+            "command": self.command,
+            "lineage": self.lineage,
+            "total_ms": round(self.total_ns / 1e6, 3),
+            "pages_written": self.pages_written,
+            "calls": self.calls,
+            "tasks": self.tasks,
+            "threads": self.threads,
+            "warnings": list(self.warnings),
+            "disturbed": list(self.disturbed),
+            "phases": {name: ns // 1000 for name, ns in self.phases.items()},
+        }
+
+
+def restore(request: Request, progress: Callable[[str], None] = lambda _text: None) -> Result:
+    """Brings a generation back as a new process. Raises RefusedError (3), PermissionDeniedError (4), DamagedError (5),
+    NotFoundError (6), CkptError (1)."""
+    clock = Clock()
+    with ExitStack() as stack:
+        history = stack.enter_context(open_store(request.store, Mode.READ))
+        generation, wanted = history.load(history.resolve(request.generation, pid=request.pid))
+        redirected = redirect(wanted, request.streams, open_file)
+        clock.lap("opened")
+        born = stack.enter_context(Newborns(wanted.root.pid))
+        stack.enter_context(runtime.target_lock(born.ref))
+        clock.lap("born")
+        run = _Run(request, history, generation, redirected.wanted, born, clock)
+        return run.run(redirected.warnings, progress)
+
+
+class _Run:
+    def __init__(self, request: Request, history: History, generation: Generation, wanted: Snapshot, born: Newborns, clock: Clock) -> None:
+        self.request, self.history, self.generation = request, history, generation
+        self.wanted, self.born, self.clock = wanted, born, clock
+
+    def run(self, warnings: tuple[str, ...], progress: Callable[[str], None]) -> Result:
+        with core.Sink(SINK_PAGES, "/tmp") as sink:
+            now = Layout(self.born.tree, None, (), sink).take()
+        self.clock.lap("looked")
+        again = reborn(self.wanted, now)
+        made = plan(now, again.wanted, self._world(paths_of(now, again.wanted, newborn=True)), tcp=self.request.tcp, newborn=True)
+        if made.refusals:
+            more = f" (and {len(made.refusals) - 1} more)" if len(made.refusals) > 1 else ""
+            raise RefusedError(made.refusals[0] + more)
+        self.clock.lap("planned")
+        progress("restoring pages")
+        pages = Pages(self.born.tree, self.history.pages(self.generation.number), again.wanted)
+        executor = self._fill(made, now, again.wanted, pages)
+        self._remember()
+        self.born.release()
+        self.clock.lap("released")
+        return self._result(made, again.wanted, pages, executor, (*warnings, *again.warnings, *made.warnings))
+
+    def _world(self, paths: Iterable[str]) -> dict[str, FileIdentity]:
+        world: dict[str, FileIdentity] = {}
+        for path in paths:
+            try:
+                found = os.stat(path)
+            except OSError:
+                continue
+            world[path] = FileIdentity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        return world
+
+    def _fill(self, made: Plan, now: Snapshot, wanted: Snapshot, pages: Pages) -> Executor:
+        executor = Executor(self.born.tree, made, now, wanted, stopped=True)
+        executor.begin()
+        executor.before_pages()
+        self.clock.lap("layout")
+        pages.put()
+        pages.written += objects.put(wanted.objects, wanted, pages.source)
+        self.clock.lap("pages")
+        executor.after_pages()
+        self.clock.lap("registers")
+        executor.end()
+        self.clock.lap("ended")
+        return executor
+
+    def _remember(self) -> None:
+        """The next snapshot continues this history; nothing is known of the dirty state, so it reads everything."""
+        incarnation = runtime.incarnation(self.born.ref)
+        record = runtime.Record(incarnation, self.generation.lineage, self.history.store.uuid, self.generation.number)
+        runtime.save(self.born.ref, record)
+
+    def _result(self, made: Plan, wanted: Snapshot, pages: Pages, executor: Executor, warnings: tuple[str, ...]) -> Result:
+        return Result(
+            self.generation.number,
+            self.born.ref.pid,
+            self.generation.command,
+            self.generation.lineage,
+            time.monotonic_ns() - self.clock.start,
+            pages.written,
+            executor.calls,
+            sum(len(task.threads) for task in wanted.tasks),
+            len(wanted.tasks),
+            warnings,
+            tuple(line for task in wanted.tasks for line in disturbed(task)),
+            self.clock.phases,
+        )

@@ -1,0 +1,46 @@
+"""The wanted tree as it can be here and now: what the generation remembers of numbers, sessions and parents, put in the words of
+the newborns that take its place. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ckpt.model import PidRef, Snapshot, Task, Thread
+
+
+@dataclass(frozen=True, slots=True)
+class Reborn:
+    wanted: Snapshot
+    warnings: tuple[str, ...]
+
+
+def reborn(wanted: Snapshot, now: Snapshot) -> Reborn:
+    """`now`: the newborns, one for each wanted task, in the same order."""
+    warnings: list[str] = []
+    tasks = []
+    for task, born in zip(wanted.tasks, now.tasks, strict=True):
+        if task.pid == wanted.root.pid and born.sid != task.sid:
+            warnings.append(f"task {task.pid} ({task.comm}): its session {task.sid} is led by nobody of the tree: it leads a new one")
+        moved = replace(task, start_ticks=born.start_ticks, ppid=born.ppid, pgid=born.pgid, sid=born.sid)
+        tasks.append(_unbound(moved, warnings) if task.pid == wanted.root.pid else moved)
+    root = PidRef(now.root.pid, now.root.start_ticks)
+    return Reborn(replace(wanted, root=root, tasks=tuple(tasks)), tuple(warnings))
+
+
+def _unbound(root: Task, warnings: list[str]) -> Task:
+    """The root's parent is not of the tree: a signal at that parent's death would come when ckpt ends."""
+    if not any(_death_signal(thread.attributes) for thread in root.threads):
+        return root
+    warnings.append(f"task {root.pid} ({root.comm}): its signal at its parent's death is not set: the parent is not restored")
+    return replace(root, threads=tuple(_without_death_signal(thread) for thread in root.threads))
+
+
+def _death_signal(attributes: Mapping[str, Mapping[str, object]]) -> object:
+    return attributes.get("prctl_thread", {}).get("pdeathsig")
+
+
+def _without_death_signal(thread: Thread) -> Thread:
+    if not _death_signal(thread.attributes):
+        return thread
+    return replace(thread, attributes={**thread.attributes, "prctl_thread": {**thread.attributes["prctl_thread"], "pdeathsig": 0}})

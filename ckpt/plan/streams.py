@@ -1,0 +1,60 @@
+"""Which descriptors of a restored tree lead out of it, and what stands in their place. Pure.
+
+A terminal belongs to whoever sits at it, and the other end of a pipe to a stranger who is not restored: on the standard
+streams they become /dev/null (or what --fd names); elsewhere the plan refuses them by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from ckpt.model import OpenFile, Snapshot
+
+STANDARD = range(3)
+_NO_POLL = ("file", "directory", "device")
+#: (path, identity, flags) -> the open file
+Opener = Callable[[str, int, int], OpenFile]
+
+
+@dataclass(frozen=True, slots=True)
+class Redirected:
+    wanted: Snapshot
+    warnings: tuple[str, ...]
+
+
+def redirect(wanted: Snapshot, chosen: Mapping[int, str], opener: Opener) -> Redirected:
+    """`chosen`: fd of the root -> path. The same open file stays one: whoever shares it shares what replaces it."""
+    root = wanted.task(wanted.root.pid)
+    held = {item.fd: item.file for item in root.descriptors}
+    files = {file.id: file for file in wanted.files}
+    changed: dict[int, OpenFile] = {}
+    warnings = []
+    for fd, path in chosen.items():
+        if fd in held:
+            changed[held[fd]] = opener(path, held[fd], files[held[fd]].flags)
+    for fd in STANDARD:
+        file = files.get(held.get(fd, -1))
+        if file is not None and file.id not in changed and leads_out(file):
+            changed[file.id] = opener("/dev/null", file.id, file.flags)
+            warnings.append(
+                f"fd {fd} of task {root.pid} ({root.comm}): {_what(file)}: /dev/null stands in its place (--fd {fd}=PATH chooses)"
+            )
+    kept = (changed.get(file.id) or file for file in wanted.files)
+    return Redirected(replace(wanted, files=tuple(_unwatched(file, changed) for file in kept)), tuple(warnings))
+
+
+def leads_out(file: OpenFile) -> bool:
+    return (file.kind == "device" and file.state.get("device") == "tty") or bool(file.state.get("outside"))
+
+
+def _what(file: OpenFile) -> str:
+    return f"terminal {file.state['path']}" if file.kind == "device" else f"the other end of its {file.kind} is outside the tree"
+
+
+def _unwatched(file: OpenFile, changed: Mapping[int, OpenFile]) -> OpenFile:
+    """An epoll set cannot watch a file: entries of what became one are gone."""
+    if file.kind != "epoll":
+        return file
+    lost = {identity for identity, made in changed.items() if made.kind in _NO_POLL}
+    return replace(file, state={**file.state, "entries": [entry for entry in file.state["entries"] if entry["file"] not in lost]})
