@@ -1,36 +1,28 @@
-"""Open files that a restore puts in place of ones that lead out of the tree: terminals, pipes to strangers, and what --fd names."""
+"""Files that a restore opens in place of descriptors that lead out of the tree: what --fd names, and /dev/null."""
 
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from ckpt.errors import CkptError
-from ckpt.kinds.base import RawDescriptor
-from ckpt.live.preflight import recognise
+from ckpt.kinds.fd.given import given
 from ckpt.model import OpenFile
-
-_LASTING = os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK
 
 
 def open_file(path: str, identity: int, flags: int) -> OpenFile:
-    """What a descriptor of `path` would be captured as; made (mode 0666) where it is missing and `flags` write."""
-    create = os.O_CREAT if flags & os.O_ACCMODE else 0
+    """The open file that stands in; a file that `flags` write is made (mode 0666) where it is missing."""
+    where = str(Path(path).absolute())
     try:
-        descriptor = os.open(path, flags & _LASTING | create | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
+        if flags & os.O_ACCMODE and not os.path.lexists(where):
+            os.close(os.open(where, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+        mode = os.stat(where).st_mode
     except OSError as error:
         raise CkptError(f"--fd {path}: {error.strerror}: give a path that can be opened") from None
-    try:
-        stat = os.fstat(descriptor)
-        info = Path(f"/proc/self/fdinfo/{descriptor}").read_text()
-        link = os.readlink(f"/proc/self/fd/{descriptor}")
-    finally:
-        os.close(descriptor)
-    raw = RawDescriptor(
-        os.getpid(), descriptor, stat.st_dev, stat.st_ino, stat.st_rdev, stat.st_size, stat.st_nlink, stat.st_mode, identity, link, info
-    )
-    kind = recognise(raw)
-    if kind is None:
-        raise CkptError(f"--fd {path}: not a file or a device that a restore can open")
-    made = kind.parse(raw)
-    return OpenFile(identity, made.kind, flags & _LASTING, 0, made.state)
+    if stat.S_ISSOCK(mode) or stat.S_ISDIR(mode):
+        raise CkptError(
+            f"--fd {path}: a {'socket' if stat.S_ISSOCK(mode) else 'directory'} cannot stand in: give a file, a pipe or a device"
+        )
+    terminal = stat.S_ISCHR(mode) and os.major(os.stat(where).st_rdev) != 1
+    return given(identity, where, flags, pollable=stat.S_ISFIFO(mode) or terminal)

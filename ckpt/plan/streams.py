@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from ckpt.model import OpenFile, Snapshot
 
 STANDARD = range(3)
-_NO_POLL = ("file", "directory", "device")
 #: (path, identity, flags) -> the open file
 Opener = Callable[[str, int, int], OpenFile]
 
@@ -56,5 +55,5 @@ def _unwatched(file: OpenFile, changed: Mapping[int, OpenFile]) -> OpenFile:
     """An epoll set cannot watch a file: entries of what became one are gone."""
     if file.kind != "epoll":
         return file
-    lost = {identity for identity, made in changed.items() if made.kind in _NO_POLL}
+    lost = {identity for identity, made in changed.items() if not made.state["pollable"]}
     return replace(file, state={**file.state, "entries": [entry for entry in file.state["entries"] if entry["file"] not in lost]})

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -95,6 +95,11 @@ class Victim:
             env={**os.environ, **(env or {})},
         )
         self.leader = self.process.pid
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._to, self._from = os.dup(self.process.stdin.fileno()), os.dup(self.process.stdout.fileno())
+        self.process.stdin.close()
+        self.process.stdout.close()
         try:
             first = self.line()
             if first.startswith("SKIP "):
@@ -129,13 +134,12 @@ class Victim:
     def line(self, timeout_s: float | None = None) -> str:
         """The next line that the victim says."""
         deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
-        assert self.process.stdout is not None
         with selectors.DefaultSelector() as selector:
-            selector.register(self.process.stdout, selectors.EVENT_READ)
+            selector.register(self._from, selectors.EVENT_READ)
             while b"\n" not in self._buffer:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
                     raise VictimError(f"{self.command}: silent; {self.describe()}")
-                got = os.read(self.process.stdout.fileno(), 65536)
+                got = os.read(self._from, 65536)
                 if not got:
                     raise VictimError(f"{self.command}: ended with {self.process.wait(10)} after {self._buffer!r}")
                 self._buffer += got
@@ -144,9 +148,8 @@ class Victim:
 
     def ask(self, question: str, timeout_s: float | None = None) -> str:
         """One question, one answer."""
-        assert self.process.stdin is not None
         try:
-            self.process.stdin.write(question.encode() + b"\n")
+            os.write(self._to, question.encode() + b"\n")
         except BrokenPipeError:
             raise VictimError(f"{self.command}: gone, exit {self.process.wait(10)}") from None
         return self.line(timeout_s)
@@ -199,6 +202,27 @@ class Victim:
         except (OSError, StopIteration, AttributeError):
             return f"gone, exit {self.process.poll()}"
 
+    # ---- death and rebirth ----
+
+    def kill(self) -> None:
+        """SIGKILL to every process of the victim, as a crash would end it; it may be revived."""
+        self._kill_all()
+        self.process.wait(30)
+        self._reaped()
+
+    def revive(self, restore: Callable[[Sequence[str]], None]) -> None:
+        """Calls `restore` with the words that connect the restored program's standard input and output with us."""
+        reading, to = os.pipe()
+        source, writing = os.pipe()
+        here = f"/proc/{os.getpid()}/fd"
+        try:
+            restore(["--fd", f"0={here}/{reading}", "--fd", f"1={here}/{writing}", "--fd", "2=/dev/null"])
+        finally:
+            for mine in (reading, writing, self._to, self._from):
+                os.close(mine)
+            self._to, self._from, self._buffer = to, source, b""
+        self.note()
+
     # ---- the end ----
 
     def _session(self) -> Iterable[int]:
@@ -219,16 +243,22 @@ class Victim:
 
     def end(self) -> None:
         """SIGKILL to every process of the victim, and waits until each has ended."""
+        self._kill_all()
+        for pipe in (self._to, self._from):
+            with contextlib.suppress(OSError):
+                os.close(pipe)
+        self._to = self._from = -1
+        self.process.wait(30)
+        self._reaped()
+
+    def _kill_all(self) -> None:
         for _ in range(3):  # a child may be born while we look
             self.note()
             for pidfd in self._pidfds.values():
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-        self.process.wait(30)
+
+    def _reaped(self) -> None:
         for pidfd in self._pidfds.values():
             select.select([pidfd], [], [], 30)  # readable once the process has ended; its parent need not have waited
             os.close(pidfd)
