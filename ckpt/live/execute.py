@@ -32,7 +32,8 @@ MOV_EAX, CODE_BEFORE = 0xB8, 48
 DRAIN_AT_ONCE = 8
 DATA_BYTES = 16384  #: room in the bridge beside the calls, at least
 ALL_SIGNALS = b"\xff" * 8
-BEFORE_SPAWN, BEFORE_PAGES, AFTER_DRAIN, AFTER_CONT = ("mappings", "descriptors", "attributes"), ("threads",), ("timers",), ("signals",)
+BEFORE_SPAWN = ("mappings", "descriptors-made", "descriptors-shared", "descriptors", "attributes")
+BEFORE_PAGES, AFTER_DRAIN, AFTER_CONT = ("threads",), ("timers",), ("signals",)
 
 
 class Unchanged(CkptError):

@@ -19,8 +19,8 @@ from ckpt.plan.mappings import FileIdentity, World, paths_to_check, plan_layout,
 from ckpt.plan.newborn import Frame
 from ckpt.plan.threads import plan_threads
 
-MAPPINGS, DESCRIPTORS, ATTRIBUTES, THREADS, SIGNALS, TIMERS = "mappings", "descriptors", "attributes", "threads", "signals", "timers"
-STAGES = (MAPPINGS, DESCRIPTORS, ATTRIBUTES, THREADS, SIGNALS, TIMERS)
+#: In the order in which they run; each in all tasks before the next.
+STAGES = ("mappings", "descriptors-made", "descriptors-shared", "descriptors", "attributes", "threads", "signals", "timers")
 
 __all__ = ["STAGES", "FileIdentity", "World", "as_json", "as_lines", "paths_of", "plan", "starts_moved", "with_growing"]
 
@@ -52,7 +52,8 @@ def plan(
         attributes = plan_attributes(_framed(before, task) if newborn else before, task)
         refusals += [*layout.refusals, *tables[task.pid].refusals, *attributes.refusals, *threads.refusals]
         warnings += [*layout.warnings, *tables[task.pid].warnings, *attributes.warnings]
-        found = (layout.batch, tables[task.pid].batch, attributes.process, attributes.threads, attributes.signals, attributes.timers)
+        table = tables[task.pid]
+        found = (layout.batch, table.made, table.shared, table.placed, *attributes.batches)
         batches |= {(name, task.pid): batch for name, batch in zip(STAGES, found, strict=True)}
         ends[task.pid], spawns[task.pid] = threads.end, threads.spawn
     order = [(name, task.pid) for name in STAGES for task in wanted.tasks]

@@ -30,6 +30,10 @@ class AttributePlan:
     refusals: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def batches(self) -> tuple[Batch, Batch, Batch, Batch]:
+        return self.process, self.threads, self.signals, self.timers
+
 
 def plan_attributes(now: Task, wanted: Task, kinds: Sequence[TaskKind] | None = None) -> AttributePlan:
     plan = AttributePlan()

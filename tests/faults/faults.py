@@ -57,6 +57,11 @@ PHASES = {
     "protected": "the tracker counts anew from here",
     "pages": "all pages are back",
     "registers": "registers, masks and signals are back",
+    # a restore
+    "born": "an empty process with the wanted number stands, seized; it dies with ckpt",
+    "looked": "the newborn's layout is known",
+    "ended": "the newborn is what the generation says, the bridge is gone, nobody is let go yet",
+    "released": "the restored program runs, nothing of it depends on ckpt",
     "continued": "the journal is done, the threads are about to be let go",
 }
 

@@ -17,6 +17,7 @@ from ckpt.plan.descriptors import TablePlan, plan_tables
 from ckpt.plan.mappings import FileIdentity
 
 MAKE, SET, WATCH = 1000, 1001, 1002
+PIDFD_OPEN, PIDFD_GETFD = 434, 438
 
 
 class Box:
@@ -99,12 +100,14 @@ KINDS: tuple[FdKind, ...] = (Box(), Node(), Stone(), Wire(), File(), Epoll())
 class Table:
     """fd -> (object number, cloexec); objects: number -> [kind, value, set of watched objects]."""
 
-    def __init__(self, snapshot: Snapshot, seat: int = -1) -> None:
-        self.objects = {file.id: [file.kind, file.state.get("v")] for file in snapshot.files}
-        self.fds = {item.fd: (item.file, item.cloexec) for item in snapshot.tasks[0].descriptors}
+    def __init__(self, snapshot: Snapshot, seat: int = -1, pid: int = 7, others: dict[int, Table] | None = None) -> None:
+        self.others = others if others is not None else {}
+        self.others[pid] = self
+        first = next(iter(self.others.values()))
+        self.objects = {file.id: [file.kind, file.state.get("v")] for file in snapshot.files} if first is self else first.objects
+        self.fds = {item.fd: (item.file, item.cloexec) for item in snapshot.task(pid).descriptors}
         self.reset: set[int] = set()
         self.watched: list[tuple[int, int]] = []
-        self.next = 1000
         self.seat = seat
         if seat >= 0:
             self.objects[-1] = ["tracker", 0]
@@ -112,6 +115,13 @@ class Table:
 
     def lowest(self, least: int = 0) -> int:
         return next(fd for fd in range(least, 4096) if fd not in self.fds)
+
+    def open(self, what: list[object]) -> int:
+        number = max([1000, *self.objects]) + 1
+        fd = self.lowest()
+        self.objects[number] = what
+        self.fds[fd] = (number, False)
+        return fd
 
     def run(self, calls: Sequence[RemoteCall]) -> None:
         results: list[int] = []
@@ -123,10 +133,14 @@ class Table:
 
     def one(self, nr: int, args: list[int]) -> int:
         if nr in (MAKE, b.NR_SOCKET):
+            return self.open(["made", args[0]])
+        if nr == PIDFD_OPEN:
+            return self.open(["pidfd", args[0]])
+        if nr == PIDFD_GETFD:
+            kind, pid = self.objects[self.fds[args[0]][0]]
+            assert kind == "pidfd"
             fd = self.lowest()
-            self.objects[self.next] = ["made", args[0]]
-            self.fds[fd] = (self.next, False)
-            self.next += 1
+            self.fds[fd] = (self.others[int(pid)].fds[args[1]][0], True)
             return fd
         assert args[0] in self.fds, "a number that is not open"
         if nr == SET:
@@ -176,7 +190,8 @@ def apply(now: Snapshot, wanted: Snapshot, tcp: str = "reset", seat: int = -1) -
     plan = planned(now, wanted, tcp, seat)
     assert not plan.refusals
     table = Table(now, seat)
-    table.run(plan.batch.calls)
+    for batch in (plan.made, plan.shared, plan.placed):
+        table.run(batch.calls)
     expected = {item.fd: (wanted.file(item.file).state["v"], item.cloexec) for item in wanted.tasks[0].descriptors}
     got = {fd: (table.objects[identity][1], cloexec) for fd, (identity, cloexec) in table.fds.items() if identity != -1}
     if not any(file.kind in ("wire", "epoll") for file in wanted.files):
@@ -194,7 +209,7 @@ FILES = {1: box(1, 10), 2: box(2, 20), 3: box(3, 30, "node"), 4: box(4, 40, "nod
 
 def test_equal_tables_need_nothing() -> None:
     same = snapshot({0: 1, 1: 1, 5: 3}, FILES)
-    assert planned(same, same).batch.calls == []
+    assert planned(same, same).calls == []
 
 
 def test_new_ones_are_closed_and_gone_ones_made_and_state_brought_back() -> None:
@@ -219,13 +234,13 @@ def test_thousands_of_descriptors_of_one_file_are_matched_at_once() -> None:
     many = {number: OpenFile(number, "node", 2, 0, {"v": 7, "dev": 3, "ino": 7}) for number in range(6000)}
     now, moved = snapshot({n: n for n in many}, many), snapshot({n + 3000: n for n in many}, many)
     start = time.process_time()
-    assert planned(now, now).batch.calls == []
+    assert planned(now, now).calls == []
     assert not planned(now, moved).refusals
     assert time.process_time() - start < 5
 
 
 def test_close_on_exec_alone() -> None:
-    (only,) = planned(snapshot({0: (1, False)}, FILES), snapshot({0: (1, True)}, FILES)).batch.calls
+    (only,) = planned(snapshot({0: (1, False)}, FILES), snapshot({0: (1, True)}, FILES)).calls
     assert (only.nr, [arg.value for arg in only.args]) == (b.NR_FCNTL, [0, b.F_SETFD, 1])
 
 
@@ -252,7 +267,7 @@ def test_a_connection_that_moved_or_is_gone_becomes_a_dead_socket(there: bool) -
     (line,) = planned(now, wanted, "refuse").refusals
     assert "fd 8" in line
     if there:
-        assert planned(now, wanted, "keep").batch.calls == []
+        assert planned(now, wanted, "keep").calls == []
 
 
 @pytest.mark.parametrize(
@@ -282,7 +297,7 @@ def test_an_entry_of_a_closed_file_counts_as_gone() -> None:
     table = apply(snapshot({4: 8, 5: 9}, now_files), snapshot({4: 4, 5: 9}, was))
     assert table.watched == [(9, table.fds[4][0])]
     same = snapshot({4: 4, 5: 9}, was)
-    assert planned(same, same).batch.calls == []
+    assert planned(same, same).calls == []
 
 
 @st.composite
@@ -297,3 +312,38 @@ def tables(draw: st.DrawFn) -> Snapshot:
 @settings(max_examples=300, deadline=None)
 def test_any_table_becomes_any_other(now: Snapshot, wanted: Snapshot, seat: int) -> None:
     apply(now, wanted, seat=seat)
+
+
+@st.composite
+def families(draw: st.DrawFn) -> Snapshot:
+    """Two or three tasks with open files of their own and in common."""
+    one = draw(tables())
+    entries = st.tuples(st.integers(1, 5), st.booleans())
+    files = {n: box(n, draw(st.integers(1, 3)), draw(st.sampled_from(("box", "node")))) for n in range(1, 6)}
+    nodes = {n: replace(f, state={"v": n * 100, "dev": 3, "ino": n * 100}) if f.kind == "node" else f for n, f in files.items()}
+    parts = [snapshot(draw(st.dictionaries(st.integers(0, 9), entries, max_size=6)), nodes).tasks[0] for _ in range(2)]
+    family = [replace(part, pid=7 + index) for index, part in enumerate(parts)]
+    used = {item.file for task in family for item in task.descriptors}
+    return replace(one, tasks=tuple(family), files=tuple(file for file in nodes.values() if file.id in used))
+
+
+@given(families(), families())
+@settings(max_examples=300, deadline=None)
+def test_tables_that_share_open_files_become_any_others(now: Snapshot, wanted: Snapshot) -> None:
+    plans = plan_tables(now, wanted, "reset", {}, WORLD, KINDS)
+    assert not any(plan.refusals for plan in plans.values())
+    family: dict[int, Table] = {}
+    for task in now.tasks:
+        Table(now, pid=task.pid, others=family)
+    for stage in ("made", "shared", "placed"):
+        for pid, table in family.items():
+            table.run(getattr(plans[pid], stage).calls)
+    places = [(task.pid, item) for task in wanted.tasks for item in task.descriptors]
+    for pid, item in places:
+        identity, cloexec = family[pid].fds[item.fd]
+        assert (family[pid].objects[identity][1], cloexec) == (wanted.file(item.file).state["v"], item.cloexec)
+    assert {(pid, fd) for pid, table in family.items() for fd in table.fds} == {(pid, item.fd) for pid, item in places}
+    for pid, first in places:
+        for other, second in places:
+            same = family[pid].fds[first.fd][0] == family[other].fds[second.fd][0]
+            assert (first.file == second.file) == same, "sharing differs"

@@ -1,0 +1,252 @@
+"""What becomes of each wanted open file: one that still is, or one that is made again.
+
+The kernel gives open file descriptions no name that outlives them, so they are recognised: same kind, same device and inode
+(sockets, pipes and files each have their own) and access mode; anonymous ones (eventfd, timerfd, epoll...) by the number
+that they stand at, since adjusting one makes it equal to the other in all that a program can see.
+
+Invariants
+ 1. A connection that has moved or gone becomes a dead socket: reading gives the end, writing EPIPE, epoll HUP.
+ 2. What is made is made by one task, the first that holds it; both ends of a pair by one.
+ 3. What cannot be undone is refused by name; nothing of a plan with a refusal runs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from ckpt.kinds.base import CannotUndo, FdKind, Moved, PairKind, peers
+from ckpt.model import OpenFile, RemoteCall, Snapshot, Task
+from ckpt.plan import batch as b
+from ckpt.plan.batch import Batch
+from ckpt.plan.mappings import World
+
+_SOL_SOCKET, _SO_LINGER, _AF_INET, _SOCK_STREAM, _SHUT_RDWR = 1, 13, 2, 1, 2
+_IDENTITY = ("dev", "ino")
+
+
+@dataclass(slots=True)
+class Said:
+    """What is told about one process's descriptors."""
+
+    refusals: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of one wanted open file: an open file of now, or calls that make it. `dead`: by a dead socket."""
+
+    source: OpenFile | None = None
+    make: tuple[RemoteCall, ...] = ()
+    result: int = -1  #: index of the call in `make` whose result it is
+    pair: int | None = None  #: the other end, made by the same calls
+    maker: int = 0  #: the task that makes it, if it is made
+    adjust: tuple[RemoteCall, ...] = ()
+
+
+class Fates:
+    """Decides for every wanted open file. `of`: id -> its fate; `said`: pid -> refusals and warnings."""
+
+    def __init__(self, now: Snapshot, wanted: Snapshot, tcp: str, world: World, kinds: Sequence[FdKind]) -> None:
+        self.now, self.wanted, self.tcp, self.world = now, wanted, tcp, world
+        self.kinds = {kind.name: kind for kind in kinds}
+        self.here = {file.id: file for file in now.files}
+        self.there = {file.id: file for file in wanted.files}
+        self.at_now = holders(now.tasks)
+        self.at_wanted = holders(wanted.tasks)
+        self.said = {task.pid: Said() for task in wanted.tasks}
+        self.of: dict[int, Fate] = {}
+        self.reset: set[int] = set()  #: open files of now that end with a reset
+
+    def decide(self) -> None:
+        matched = self._unpaired(self._match())
+        for identity in sorted(self.at_wanted, key=lambda item: (self.there[item].kind == "epoll", item)):
+            if identity not in self.of:
+                self._decide(self.there[identity], matched)
+
+    def _refuse(self, file: OpenFile, reason: object) -> None:
+        pid, fd = self.at_wanted[file.id][0]
+        self.said[pid].refusals.append(f"fd {fd} of task {pid} ({self.wanted.task(pid).comm}): {reason}; ckpt restore --replace")
+        self.of[file.id] = Fate()
+
+    def _warn(self, file: OpenFile, text: str) -> None:
+        pid, fd = self.at_wanted[file.id][0]
+        self.said[pid].warnings.append(f"fd {fd} of task {pid} ({self.wanted.task(pid).comm}): {text}")
+
+    # ---- which open file of now is which of then ----
+
+    def _match(self) -> dict[int, OpenFile]:
+        """wanted id -> open file of now; one to one, those that share most numbers first."""
+        at = {place: other for other, places in self.at_now.items() for place in places}
+        pairs = []
+        for identity, places in self.at_wanted.items():
+            common = Counter(at[place] for place in places if place in at)
+            alike = _likeness(self.there[identity])
+            pairs += [(-n, identity, other) for other, n in common.items() if _likeness(self.here[other]) == alike]
+        found: dict[int, OpenFile] = {}
+        taken: set[int] = set()
+        for _, identity, other in sorted(pairs):
+            if identity not in found and other not in taken:
+                found[identity] = self.here[other]
+                taken.add(other)
+        # At no common number. A program may have thousands of descriptors of one file: so not each is compared with each.
+        left: dict[tuple[object, ...], list[int]] = {}
+        for other in sorted(self.at_now, reverse=True):
+            if other not in taken and _named(self.here[other]):
+                left.setdefault(_likeness(self.here[other]), []).append(other)
+        for identity in sorted(self.at_wanted):
+            others = left.get(_likeness(self.there[identity])) if identity not in found else None
+            if others:
+                found[identity] = self.here[others.pop()]
+        return found
+
+    def _unpaired(self, matched: dict[int, OpenFile]) -> dict[int, OpenFile]:
+        """Ends whose other end is no longer what it was are made again, both."""
+        now_peers, wanted_peers = peers(self.now.files), peers(self.wanted.files)
+        changed = True
+        while changed:
+            changed = False
+            for identity, others in wanted_peers.items():
+                if identity not in matched or not others:
+                    continue
+                broken = any(other not in matched for other in others) or now_peers.get(matched[identity].id) is None
+                if broken:
+                    del matched[identity]
+                    changed = True
+        return matched
+
+    # ---- what becomes of one wanted open file ----
+
+    def _decide(self, file: OpenFile, matched: Mapping[int, OpenFile]) -> None:
+        kind = self.kinds.get(file.kind)
+        if kind is None:
+            return self._refuse(file, f"{file.kind}: not supported")
+        source = matched.get(file.id)
+        if source is not None and self._kept(kind, file, source):
+            return None
+        if isinstance(kind, PairKind):
+            return self._make_pair(kind, file)
+        try:
+            calls = tuple(kind.recreate(file))
+            self.of[file.id] = Fate(make=calls, result=len(calls) - 1, maker=self._maker(file), adjust=self._after(kind, file))
+            self._check_path(file)
+        except Moved as error:
+            self._bury(file, error)
+        except CannotUndo as error:
+            self._refuse(file, error)
+        return None
+
+    def _check_path(self, file: OpenFile) -> None:
+        """Opening its path must give that very file."""
+        path = file.state.get("path")
+        if not isinstance(path, str) or not _named(file):
+            return
+        there = self.world.get(path)
+        if there is None:
+            raise CannotUndo(f"{path} is gone")
+        if (there.dev, there.ino) != (file.state["dev"], file.state["ino"]):
+            raise CannotUndo(f"{path} is another file by now")
+        if file.kind == "file" and there.size < file.pos:
+            raise CannotUndo(f"{path} has become shorter than the position {file.pos} in it")
+
+    def _kept(self, kind: FdKind, file: OpenFile, source: OpenFile) -> bool:
+        """True when the open file of now serves (or the fate is settled otherwise); False: make it again."""
+        fd = self.at_wanted[file.id][0][1]
+        try:
+            seen = source
+            if file.kind == "epoll":
+                survivor = self._epoll_after(source)
+                if survivor is None:
+                    return False
+                seen = survivor
+            self.of[file.id] = Fate(source=source, adjust=tuple(kind.adjust(fd, seen, file)))
+        except Moved as error:
+            if self.tcp == "keep":
+                self._warn(file, f"{error}: kept as it is")
+                self.of[file.id] = Fate(source=source)
+            else:
+                self.reset.add(source.id)
+                self._bury(file, error)
+        except CannotUndo:
+            return False
+        return True
+
+    def _bury(self, file: OpenFile, error: Moved) -> None:
+        if self.tcp == "refuse":
+            self._refuse(file, f"{error} (--tcp refuse)")
+            return
+        self._warn(file, f"{error}: it reads as ended")
+        family = int(file.state.get("domain", _AF_INET))
+        nonblock = file.flags & b.O_NONBLOCK
+        batch = Batch()
+        made = batch.add(b.NR_SOCKET, family, _SOCK_STREAM | nonblock, 0, note="a dead socket")
+        # ENOTCONN, and yet both directions are shut from then on (net/ipv4/af_inet.c, inet_shutdown: TCP_CLOSE falls through)
+        batch.add(b.NR_SHUTDOWN, made, _SHUT_RDWR, note="shut it down", expect=None)
+        self.of[file.id] = Fate(make=tuple(batch.calls), result=0, maker=self._maker(file))
+
+    def _make_pair(self, kind: PairKind, file: OpenFile) -> None:
+        others = peers(self.wanted.files)[file.id]
+        if others == () or (others and len(others) > 1):
+            return self._refuse(file, f"{file.kind} is gone, its other end is held outside the tree or was opened more than once")
+        other = self.there[others[0]] if others else None
+        try:
+            calls = tuple(kind.recreate_pair(file, other))
+        except CannotUndo as error:
+            return self._refuse(file, error)
+        self.of[file.id] = Fate(make=calls, result=0, pair=other.id if other else None, maker=self._maker(file))
+        if other:
+            self.of[other.id] = Fate(result=1, maker=self._maker(file))
+        return None
+
+    def _maker(self, file: OpenFile) -> int:
+        return self.at_wanted[file.id][0][0]
+
+    def _after(self, kind: FdKind, file: OpenFile) -> tuple[RemoteCall, ...]:
+        """An epoll made anew gets its set once the numbers are right."""
+        if file.kind != "epoll":
+            return ()
+        blank = replace(file, state={**file.state, "entries": []})
+        return tuple(kind.adjust(self.at_wanted[file.id][0][1], blank, file))
+
+    def _epoll_after(self, source: OpenFile) -> OpenFile | None:
+        """The set as it is once every table is right; None where an entry's open file lives on at another number."""
+        kept = {fate.source.id: identity for identity, fate in self.of.items() if fate.source}
+        entries = []
+        for entry in source.state["entries"]:
+            watched = entry["file"]
+            if watched < 0:  # held by nobody of the tree: what it watches stays as it is
+                entries.append(entry)
+                continue
+            if watched not in kept:
+                continue
+            places = {fd for _, fd in self.at_wanted[kept[watched]]}
+            if entry["fd"] not in places:
+                return None
+            entries.append({**entry, "file": kept[watched]})
+        return replace(source, state={**source.state, "entries": entries})
+
+
+def opened_paths(wanted: Snapshot) -> set[str]:
+    """Paths that may have to be opened again."""
+    return {str(file.state["path"]) for file in wanted.files if "path" in file.state and _named(file)}
+
+
+def holders(tasks: Iterable[Task]) -> dict[int, list[tuple[int, int]]]:
+    """OpenFile.id -> [(pid, fd)] in order."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for task in tasks:
+        for item in task.descriptors:
+            found.setdefault(item.file, []).append((task.pid, item.fd))
+    return found
+
+
+def _named(file: OpenFile) -> bool:
+    """Its inode is its own: it can be recognised at another number."""
+    return "ino" in file.state
+
+
+def _likeness(file: OpenFile) -> tuple[object, ...]:
+    """Equal for open files that may be one."""
+    return file.kind, file.flags & (b.O_ACCMODE | b.O_PATH), *(file.state.get(key) for key in _IDENTITY)
