@@ -281,6 +281,9 @@ int64_t ckpt_remote_data(ckpt_tree *tree, int32_t tid, size_t data_bytes);
 int ckpt_threads_end(ckpt_tree *tree, int32_t pid, const int32_t *tids, size_t count);
 /* Makes threads with these numbers in pid (clone3 set_tid), stopped and part of the tree. */
 int ckpt_threads_spawn(ckpt_tree *tree, int32_t pid, const int32_t *tids, size_t count);
+/* Makes a child of parent with this number (0 = any; a number of parent's pid namespace), stopped and part of the tree: flags as clone3's
+ * (CLONE_FILES, CLONE_FS, CLONE_VM...). It dies with the caller until it is let go. ret_pid: its number as the caller sees it. */
+int ckpt_task_spawn(ckpt_tree *tree, int32_t parent, int32_t pid, uint64_t flags, int32_t *ret_pid);
 /* State of one frozen thread; any pointer may be NULL = leave alone. regs continue by decision (rax as given there). */
 int ckpt_thread_set(ckpt_tree *tree, int32_t tid, const uint64_t *regs, const struct ckpt_decision *decision,
                     const uint8_t *xstate, size_t xstate_bytes, const uint64_t *sigmask);

@@ -100,6 +100,16 @@ def threads_spawn(tree: Tree, pid: int, tids: Sequence[int]) -> None:
     tree.check(code, "make threads")
 
 
+def task_spawn(tree: Tree, parent: int, pid: int, flags: int = 0) -> tuple[int, int]:
+    """A stopped child of `parent` with this number (0 = any): (0, its number as we see it), or (-EEXIST, 0): the number is taken."""
+    made = ffi.new("int32_t *")
+    code = int(lib.ckpt_task_spawn(tree.handle, parent, pid, flags, made))
+    if code == -errno.EEXIST:
+        return code, 0
+    tree.check(code, f"make task {pid}")
+    return 0, int(made[0])
+
+
 def thread_set(tree: Tree, tid: int, regs: bytes, decision: RetvalDecision, nr: int, xstate: bytes, sigmask: int) -> None:
     shown = int.from_bytes(regs[80:88], "little", signed=True)
     raw = ffi.new("struct ckpt_decision *", [nr, shown, decision.value, int(_ACTIONS[decision.action]), int(decision.disturbed)])

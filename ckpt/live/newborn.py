@@ -1,8 +1,11 @@
 """Empty processes for a restore to fill: born with the wanted numbers, seized, and killed unless they are released.
 
 1. `Newborns` is entered: the root is forked (native/src/newborn.c), opened as a tree whose death follows ours, and frozen.
-2. The caller turns them into what is wanted.
-3. `release()` lets them go. Leaving without it kills and reaps every one: no half-made process survives.
+   Its descendants are cloned from it by remote calls, each by its own parent, before anything else is changed.
+2. Sessions are inherited: a child that is not of its parent's own session is cloned before its parent leaves for that. Groups
+   are joined when all members are there, leaders first.
+3. The caller turns them into what is wanted.
+4. `release()` lets them go. Leaving without it kills and reaps every one: no half-made process survives.
 """
 
 from __future__ import annotations
@@ -11,25 +14,27 @@ import errno
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from ckpt.errors import CkptError, PermissionDeniedError, RefusedError
-from ckpt.live import core
+from ckpt.live import act, core
+from ckpt.live.numbers import holders
 from ckpt.live.runtime import start_ticks
-from ckpt.model import PidRef
-from ckpt.procfs import parse_stat
+from ckpt.model import PidRef, Snapshot
+from ckpt.plan.family import Family, Step
 
-_REAP_WAIT_S, _REAP_POLL_S = 0.5, 0.002
+_REAP_WAIT_S, _REAP_POLL_S = 10.0, 0.005  #: init may reap late
 
 
 class Newborns:
-    """The tree that is being made. `pid`: the root's number, 0 = any."""
+    """The tree that is being made, in the shape of `wanted`."""
 
-    def __init__(self, pid: int) -> None:
-        self.ref = PidRef(*_born(pid))
+    def __init__(self, wanted: Snapshot) -> None:
+        self.wanted = wanted
+        self.ref = PidRef(*_born(wanted.root.pid))
         self._released = False
         try:
             self.tree = core.Tree(self.ref.pid, self.ref.start_ticks)
@@ -41,10 +46,20 @@ class Newborns:
         try:
             self.tree.doom()
             self.tree.freeze()
+            core.mark("born")
+            family = Family(self.wanted)
+            for step in family.steps():
+                self._take(step)
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
         return self
+
+    def _take(self, step: Step) -> None:
+        if step.call is not None:
+            act.Batch([step.call]).run(self.tree, step.pid)
+            return
+        _when_free(step.child, lambda: act.task_spawn(self.tree, step.pid, step.child))
 
     def release(self) -> None:
         """They are what they should be: from here on they live on without us."""
@@ -62,58 +77,30 @@ class Newborns:
 
 
 def _born(pid: int) -> tuple[int, int]:
-    """Forks. A number whose last owner died just now is waited for: init may reap late."""
+    made = _when_free(pid, lambda: core.newborn(pid))
+    return made, start_ticks(made)
+
+
+def _when_free(pid: int, make: Callable[[], tuple[int, int]]) -> int:
+    """`make` returns (0, the new pid) or (negative errno, 0). A number that only the dead still have is waited for."""
     deadline = time.monotonic() + _REAP_WAIT_S
     while True:
-        code, made = core.newborn(pid)
+        code, made = make()
         if code == 0:
-            return made, start_ticks(made)
-        if code != -errno.EEXIST or not _is_dying(pid) or time.monotonic() > deadline:
+            return made
+        if code != -errno.EEXIST or time.monotonic() > deadline or not all(one.dying for one in holders(pid)):
             raise _refused(code, pid)
         time.sleep(_REAP_POLL_S)
 
 
-def _is_dying(pid: int) -> bool:
-    try:
-        return parse_stat(Path(f"/proc/{pid}/stat").read_bytes()).state in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
 def _refused(code: int, pid: int) -> CkptError:
     if code == -errno.EEXIST:
-        return RefusedError(f"pid {pid}: {holder(pid)}: end it, or restore with --new-pid or --pid-namespace")
+        found = holders(pid)
+        why = next((one.text for one in found if not one.dying), found[0].text if found else "is taken")
+        return RefusedError(f"pid {pid}: {why}: end it, or restore with --new-pid or --pid-namespace")
     if code in (-errno.EPERM, -errno.EACCES):
-        return PermissionDeniedError(
-            f"pid {pid}: choosing a pid needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN: run as root, or use --new-pid"
-        )
+        return PermissionDeniedError(f"pid {pid}: choosing it needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN: run as root, or use --new-pid")
     return CkptError(f"no process can be made for pid {pid}: {os.strerror(-code)}")
-
-
-def holder(pid: int) -> str:
-    """Who has a number that is taken: a process, a thread of one, or only a group or session that outlives its leader."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return _group_holder(pid)
-    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-    if fields.get("State", "").startswith("Z"):
-        return f"is taken by a zombie ({fields['Name']}) that its parent {fields['PPid'].strip()} has not waited for"
-    if int(fields.get("Tgid", pid)) != pid:
-        return f"is taken by a thread of task {fields['Tgid'].strip()} ({fields['Name']})"
-    return f"is taken by a living process ({fields['Name']})"
-
-
-def _group_holder(pid: int) -> str:
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with suppress(FileNotFoundError, ProcessLookupError):
-            stat = parse_stat((entry / "stat").read_bytes())
-            if pid in (stat.pgid, stat.sid):
-                what = "process group" if stat.pgid == pid else "session"
-                return f"is still the number of a {what} (task {stat.pid}, {stat.comm})"
-    return "is taken"
 
 
 def _end(pid: int) -> None:

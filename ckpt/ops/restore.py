@@ -28,6 +28,7 @@ from ckpt.model import Plan, Snapshot
 from ckpt.ops.baseline import Clock
 from ckpt.ops.restore_pages import Pages
 from ckpt.plan import FileIdentity, paths_of, plan
+from ckpt.plan.family import Family
 from ckpt.plan.reborn import reborn
 from ckpt.plan.streams import redirect
 
@@ -85,11 +86,11 @@ def restore(request: Request, progress: Callable[[str], None] = lambda _text: No
         generation, wanted = history.load(history.resolve(request.generation, pid=request.pid))
         redirected = redirect(wanted, request.streams, open_file)
         clock.lap("opened")
-        born = stack.enter_context(Newborns(wanted.root.pid))
+        born = stack.enter_context(Newborns(wanted))
         stack.enter_context(runtime.target_lock(born.ref))
         clock.lap("born")
         run = _Run(request, history, generation, redirected.wanted, born, clock)
-        return run.run(redirected.warnings, progress)
+        return run.run((*redirected.warnings, *Family(wanted).warnings), progress)
 
 
 class _Run:

@@ -16,12 +16,11 @@ class Reborn:
 
 
 def reborn(wanted: Snapshot, now: Snapshot) -> Reborn:
-    """`now`: the newborns, one for each wanted task, in the same order."""
+    """`now`: the newborns, with the wanted numbers."""
     warnings: list[str] = []
     tasks = []
-    for task, born in zip(wanted.tasks, now.tasks, strict=True):
-        if task.pid == wanted.root.pid and born.sid != task.sid:
-            warnings.append(f"task {task.pid} ({task.comm}): its session {task.sid} is led by nobody of the tree: it leads a new one")
+    for task in wanted.tasks:
+        born = now.task(task.pid)
         moved = replace(task, start_ticks=born.start_ticks, ppid=born.ppid, pgid=born.pgid, sid=born.sid)
         tasks.append(_unbound(moved, warnings) if task.pid == wanted.root.pid else moved)
     root = PidRef(now.root.pid, now.root.start_ticks)

@@ -137,6 +137,9 @@ struct backoff {
 };
 void backoff(struct backoff *wait);
 
+/* births.c: the first stop of a task that was cloned with CLONE_PTRACE, and its row. The process has a row already. */
+int thread_welcome(ckpt_tree *tree, pid_t pid, pid_t tid);
+
 /* freeze.c: all threads. pid 0 = of every task, else of that one (arming). */
 int task_freeze(ckpt_tree *tree, pid_t pid);
 int task_thaw(ckpt_tree *tree, pid_t pid);

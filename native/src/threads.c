@@ -102,32 +102,6 @@ struct birth { /* per thread, in the data area */
 static const uint64_t thread_flags =
     CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_PTRACE;
 
-/* The first stop of a newborn, and its row. */
-static int welcome(ckpt_tree *tree, pid_t pid, pid_t tid) {
-    struct thread *old = tree_thread(tree, tid);
-    if (old)
-        old->state = THREAD_FREE;
-    int status, added = tree_add_thread(tree, pid, tid);
-    struct thread *thread = tree_thread(tree, tid);
-    if (added < 0 || !thread)
-        return tree_fail(tree, added < 0 ? added : -ESRCH, "make thread", pid, tid, -1, 0, NULL);
-    int got = sys_wait(tid, &status, 0);
-    if (got < 0 || !WIFSTOPPED(status)) {
-        thread->state = THREAD_GONE;
-        return tree_fail(tree, got < 0 ? got : -ESRCH, "make thread", pid, tid, -1, 0, NULL);
-    }
-    long error = sys_ptrace(PTRACE_GETREGS, tid, 0, (uintptr_t)&thread->regs);
-    if (!error)
-        error = sys_ptrace(PTRACE_GETSIGMASK, tid, sizeof thread->sigmask, (uintptr_t)&thread->sigmask);
-    if (error)
-        return tree_fail(tree, (int)error, "make thread", pid, tid, -1, 0, NULL);
-    thread->regs.orig_rax = ~UINT64_C(0);
-    thread->decision = (struct ckpt_decision){.nr = -1, .shown = (int64_t)thread->regs.rax, .value = (int64_t)thread->regs.rax};
-    thread->state = THREAD_STOPPED;
-    thread->group_stopped = false;
-    return 0;
-}
-
 static int spawn_some(ckpt_tree *tree, pid_t pid, const int32_t *tids, size_t count, struct ckpt_call *calls, struct birth *births) {
     for (size_t i = 0; i < count; i++) {
         births[i] = (struct birth){.args = {.flags = thread_flags, .set_tid_size = 1}, .tid = (uint64_t)tids[i]};
@@ -147,7 +121,7 @@ static int spawn_some(ckpt_tree *tree, pid_t pid, const int32_t *tids, size_t co
         return ran;
     int born = 0, error = 0;
     for (; born < ran && calls[born].ret > 0; born++) {
-        int welcomed = welcome(tree, pid, tids[born]);
+        int welcomed = thread_welcome(tree, pid, tids[born]);
         error = error ? error : welcomed;
     }
     if (!error && born < (int)count && calls[born].ret != -EEXIST)

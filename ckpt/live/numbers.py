@@ -1,0 +1,70 @@
+"""Who has a process number that is wanted, and whether it will soon be free.
+
+A number is taken as long as any task uses it: as its pid or tid, or as the number of its process group or session (the kernel's
+struct pid lives on in all of them). A zombie has it until its parent waits; init does that late on some machines (2 s seen).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckpt.procfs import Stat, parse_stat
+
+INIT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """`text`: "is taken by ..." """
+
+    text: str
+    dying: bool  #: a zombie that init will reap
+
+
+def holders(number: int) -> list[Holder]:
+    found = []
+    stat = _stat(Path(f"/proc/{number}/stat"))
+    if stat is not None:
+        found.append(_as_task(number, stat))
+    for member in _members(number):
+        what = "process group" if member.pgid == number else "session"
+        dying = member.state in "ZX" and member.ppid == INIT
+        found.append(Holder(f"is still the number of a {what} (task {member.pid}, {member.comm})", dying))
+    return found
+
+
+def _as_task(number: int, stat: Stat) -> Holder:
+    group = _thread_group(number)
+    if group not in (0, number):
+        return Holder(f"is taken by a thread of task {group} ({stat.comm})", False)
+    if stat.state not in "ZX":
+        return Holder(f"is taken by a living process ({stat.comm})", False)
+    text = f"is taken by a zombie ({stat.comm}) that its parent {stat.ppid} has not waited for"
+    return Holder(text, stat.ppid == INIT)
+
+
+def _thread_group(number: int) -> int:
+    """0 when it is gone meanwhile."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for line in Path(f"/proc/{number}/status").read_text().splitlines():
+            if line.startswith("Tgid:"):
+                return int(line.split()[1])
+    return 0
+
+
+def _members(number: int) -> Iterator[Stat]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != number:
+            stat = _stat(entry / "stat")
+            if stat is not None and number in (stat.pgid, stat.sid):
+                yield stat
+
+
+def _stat(path: Path) -> Stat | None:
+    try:
+        return parse_stat(path.read_bytes())
+    except (FileNotFoundError, ProcessLookupError):
+        return None
