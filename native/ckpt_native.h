@@ -279,8 +279,9 @@ int ckpt_remote_end(ckpt_tree *tree, int32_t pid);
 int64_t ckpt_remote_data(ckpt_tree *tree, int32_t tid, size_t data_bytes);
 /* Ends threads of pid (never the leader); waits until they are gone. */
 int ckpt_threads_end(ckpt_tree *tree, int32_t pid, const int32_t *tids, size_t count);
-/* Makes threads with these numbers in pid (clone3 set_tid), stopped and part of the tree. */
-int ckpt_threads_spawn(ckpt_tree *tree, int32_t pid, const int32_t *tids, size_t count);
+/* Makes threads with these numbers in pid (clone3 set_tid; 0 = any; numbers of its own pid namespace), stopped and part of the tree.
+ * ret_tids[count]: their numbers as the caller sees them. */
+int ckpt_threads_spawn(ckpt_tree *tree, int32_t pid, const int32_t *tids, size_t count, int32_t *ret_tids);
 /* Makes a child of parent with this number (0 = any; a number of parent's pid namespace), stopped and part of the tree: flags as clone3's
  * (CLONE_FILES, CLONE_FS, CLONE_VM...). It dies with the caller until it is let go. ret_pid: its number as the caller sees it. */
 int ckpt_task_spawn(ckpt_tree *tree, int32_t parent, int32_t pid, uint64_t flags, int32_t *ret_pid);

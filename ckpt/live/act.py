@@ -1,6 +1,7 @@
 """Acting on a frozen tree: remote calls, threads, pages. With core.py the only file that touches cffi's `lib` and `ffi`.
 
-Everything here raises one of `ckpt.errors`; a remote call that fails is named by its note.
+Everything here raises one of `ckpt.errors`; a remote call that fails is named by its note. Processes and threads are given by
+the numbers that the tree itself knows (core.Tree.ours).
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class Batch:
         """Results in order; CallFailed names the first call that went wrong."""
         count = len(self.source)
         self._point(tree, tid)
-        ran = tree.check(int(lib.ckpt_remote(tree.handle, tid, self.calls, count, self._lent, len(self.data))), "run calls inside")
+        ran = tree.check(
+            int(lib.ckpt_remote(tree.handle, tree.ours(tid), self.calls, count, self._lent, len(self.data))), "run calls inside"
+        )
         results = [int(raw.ret) for raw in self.calls[0:ran]]
         for index, (item, got) in enumerate(zip(self.source, results, strict=False)):
             if item.expect is not None and got < item.expect:
@@ -69,7 +72,7 @@ class Batch:
         """Structures that hold pointers: where the data will stand is known once a bridge is open."""
         if not self._pointers:
             return
-        base = tree.check(int(lib.ckpt_remote_data(tree.handle, tid, len(self.data))), "find the bridge")
+        base = tree.check(int(lib.ckpt_remote_data(tree.handle, tree.ours(tid), len(self.data))), "find the bridge")
         for at, offset in self._pointers:
             self.data[at : at + 8] = (base + offset).to_bytes(8, "little")
 
@@ -81,29 +84,32 @@ def _padded(data: bytes) -> bytes:
 def remote_begin(tree: Tree, pid: int, avoid: Iterable[tuple[int, int]], data_bytes: int) -> None:
     """Maps the bridge outside all ranges of `avoid` (start, end) with room for data_bytes."""
     ranges = ffi.new("struct ckpt_range[]", [[start, end, 0, 0] for start, end in sorted(avoid)])
-    tree.check(int(lib.ckpt_remote_begin(tree.handle, pid, ranges, len(ranges), data_bytes)), "open the bridge")
+    tree.check(int(lib.ckpt_remote_begin(tree.handle, tree.ours(pid), ranges, len(ranges), data_bytes)), "open the bridge")
 
 
 def remote_end(tree: Tree, pid: int) -> None:
-    tree.check(int(lib.ckpt_remote_end(tree.handle, pid)), "close the bridge")
+    tree.check(int(lib.ckpt_remote_end(tree.handle, tree.ours(pid))), "close the bridge")
 
 
 def threads_end(tree: Tree, pid: int, tids: Sequence[int]) -> None:
-    tree.check(int(lib.ckpt_threads_end(tree.handle, pid, ffi.new("int32_t[]", list(tids)), len(tids))), "end threads")
+    numbers = [tree.ours(tid) for tid in tids]
+    tree.check(int(lib.ckpt_threads_end(tree.handle, tree.ours(pid), ffi.new("int32_t[]", numbers), len(tids))), "end threads")
 
 
-def threads_spawn(tree: Tree, pid: int, tids: Sequence[int]) -> None:
-    """EEXIST: one of the numbers belongs to somebody else by now."""
-    code = int(lib.ckpt_threads_spawn(tree.handle, pid, ffi.new("int32_t[]", list(tids)), len(tids)))
+def threads_spawn(tree: Tree, pid: int, tids: Sequence[int]) -> list[int]:
+    """Threads with these numbers (0 = any); their numbers as we see them. EEXIST: one belongs to somebody else by now."""
+    made = ffi.new("int32_t[]", max(len(tids), 1))
+    code = int(lib.ckpt_threads_spawn(tree.handle, tree.ours(pid), ffi.new("int32_t[]", list(tids)), len(tids), made))
     if code == -errno.EEXIST:
         raise CkptError(f"task {pid}: a thread number of {', '.join(map(str, tids))} is taken by another task")
     tree.check(code, "make threads")
+    return [int(tid) for tid in made[0 : len(tids)]]
 
 
 def task_spawn(tree: Tree, parent: int, pid: int, flags: int = 0) -> tuple[int, int]:
     """A stopped child of `parent` with this number (0 = any): (0, its number as we see it), or (-EEXIST, 0): the number is taken."""
     made = ffi.new("int32_t *")
-    code = int(lib.ckpt_task_spawn(tree.handle, parent, pid, flags, made))
+    code = int(lib.ckpt_task_spawn(tree.handle, tree.ours(parent), pid, flags, made))
     if code == -errno.EEXIST:
         return code, 0
     tree.check(code, f"make task {pid}")
@@ -116,13 +122,16 @@ def thread_set(tree: Tree, tid: int, regs: bytes, decision: RetvalDecision, nr: 
     words = ffi.new("uint64_t[27]")
     ffi.buffer(words)[:] = regs
     lent = ffi.from_buffer(xstate)
-    tree.check(int(lib.ckpt_thread_set(tree.handle, tid, words, raw, lent, len(xstate), ffi.new("uint64_t *", sigmask))), "set registers")
+    tree.check(
+        int(lib.ckpt_thread_set(tree.handle, tree.ours(tid), words, raw, lent, len(xstate), ffi.new("uint64_t *", sigmask))),
+        "set registers",
+    )
 
 
 def pages_write(tree: Tree, pid: int, runs: bytes, data: bytes | bytearray | memoryview) -> None:
     """runs: struct ckpt_run[] of DATA; data: their bytes in order."""
     if runs:
-        tree.check(int(lib.ckpt_pages_write(tree.handle, pid, *_runs(runs), ffi.from_buffer(data))), "write pages")
+        tree.check(int(lib.ckpt_pages_write(tree.handle, tree.ours(pid), *_runs(runs), ffi.from_buffer(data))), "write pages")
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,6 +218,7 @@ class Tree:
         handle = ffi.new("ckpt_tree **")
         code = int(lib.ckpt_tree_open(pid, start_ticks, handle))
         self.pid = pid
+        self.numbers: dict[int, int] = {}  #: where the tree has a pid namespace of its own: its numbers -> ours
         self.handle: Any = handle[0]
         if code < 0:
             fault = self.fault() if self.handle != ffi.NULL else Fault(code, pid, 0, -1, 0, "open", "")
@@ -248,6 +249,10 @@ class Tree:
         if code < 0:
             raise_fault(self.fault(), code, what, self.pid)
         return code
+
+    def ours(self, number: int) -> int:
+        """Our number of a process or thread that the tree itself knows by `number`."""
+        return self.numbers.get(number, number)
 
     def doom(self) -> None:
         """Before the first freeze: from then on our death is theirs."""

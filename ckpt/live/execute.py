@@ -89,7 +89,7 @@ class Executor:
         room = max((len(g.batch.data) for groups in self.groups.values() for g in groups if g.batch), default=0)
         for task in self.wanted.tasks:
             if not self.stopped:
-                self.tree.signal(task.pid, signal.SIGSTOP)
+                self.tree.signal(self.tree.ours(task.pid), signal.SIGSTOP)
         mark("stopping")
         for task in self.wanted.tasks:
             avoid = {(m.start, m.end) for m in (*task.mappings, *self.now.task(task.pid).mappings) if m.start < 1 << 47}
@@ -115,7 +115,7 @@ class Executor:
         """SIGCONT takes the group stop away; then it is taken back itself, for a program may have a handler for it."""
         for task in self.wanted.tasks:
             if not self.stopped:
-                self.tree.signal(task.pid, signal.SIGCONT)
+                self.tree.signal(self.tree.ours(task.pid), signal.SIGCONT)
                 self._drain(task.pid, _set_of(signal.SIGCONT))
 
     # ---- the stages ----
@@ -130,7 +130,8 @@ class Executor:
             self._stage(name)
         for pid, tids in self.plan.threads_spawn.items():
             if tids:
-                act.threads_spawn(self.tree, pid, tids)
+                made = act.threads_spawn(self.tree, pid, tids)
+                self.tree.numbers.update((inner, ours) for inner, ours in zip(tids, made, strict=True) if inner != ours)
         mark("threads-made")
         for name in BEFORE_PAGES:
             self._stage(name)
@@ -169,7 +170,7 @@ class Executor:
         if decision.value != RESTART_BLOCK or nr != NR_RESTART_SYSCALL:
             return nr, decision
         rip = int.from_bytes(thread.regs[128:136], "little")
-        with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:  # noqa: PTH123
+        with open(f"/proc/{self.tree.ours(pid)}/mem", "rb", buffering=0) as memory:  # noqa: PTH123
             memory.seek(rip - CODE_BEFORE)
             found = call_before(memory.read(CODE_BEFORE))
         if found is None:  # a wake-up that nobody caused is something that each of these calls allows

@@ -7,7 +7,7 @@ is reached through a mapping or a descriptor of a task that has it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -26,13 +26,13 @@ class Pages(Protocol):
     def read(self, space: int, page: int, count: int) -> Iterator[memoryview]: ...
 
 
-def put(objects: Sequence[SharedObject], wanted: Snapshot, source: Pages) -> int:
-    """Makes every object what the generation says. Returns pages written."""
-    return sum(_put(item, wanted, source) for item in objects)
+def put(objects: Sequence[SharedObject], wanted: Snapshot, source: Pages, ours: Callable[[int], int]) -> int:
+    """Makes every object what the generation says. Returns pages written. `ours`: a pid of the tree -> our number of it."""
+    return sum(_put(item, wanted, source, ours) for item in objects)
 
 
-def _put(item: SharedObject, wanted: Snapshot, source: Pages) -> int:
-    path = _reach(item, wanted)
+def _put(item: SharedObject, wanted: Snapshot, source: Pages, ours: Callable[[int], int]) -> int:
+    path = _reach(item, wanted, ours)
     if path is None:
         return 0
     try:
@@ -76,17 +76,17 @@ def _wanted(space: int, first: int, count: int, held: Sequence[tuple[int, int]],
     return bytes(want)
 
 
-def _reach(item: SharedObject, wanted: Snapshot) -> str | None:
+def _reach(item: SharedObject, wanted: Snapshot, ours: Callable[[int], int]) -> str | None:
     """A path of /proc under which the object can be opened, now that the wanted layout and tables stand."""
     files = {file.id for file in wanted.files if (file.state.get("dev"), file.state.get("ino")) == (item.dev, item.ino)}
     for task in wanted.tasks:
         for mapping in task.mappings:
             if (mapping.backing.dev, mapping.backing.ino) == (item.dev, item.ino) and mapping.backing.kind in ("object", "file"):
-                path = f"/proc/{task.pid}/map_files/{mapping.start:x}-{mapping.end:x}"
+                path = f"/proc/{ours(task.pid)}/map_files/{mapping.start:x}-{mapping.end:x}"
                 with suppress(OSError):
                     os.readlink(path)
                     return path
         for descriptor in task.descriptors:
             if descriptor.file in files:
-                return f"/proc/{task.pid}/fd/{descriptor.fd}"
+                return f"/proc/{ours(task.pid)}/fd/{descriptor.fd}"
     return None

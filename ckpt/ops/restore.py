@@ -132,7 +132,7 @@ class _Run:
         executor.before_pages()
         self.clock.lap("layout")
         pages.put()
-        pages.written += objects.put(wanted.objects, wanted, pages.source)
+        pages.written += objects.put(wanted.objects, wanted, pages.source, self.born.tree.ours)
         self.clock.lap("pages")
         executor.after_pages()
         self.clock.lap("registers")

@@ -265,7 +265,7 @@ class _Run:
         executor.before_pages()
         self.clock.lap("layout")
         pages.put(executor, self.clock)
-        pages.written += objects.put(self.wanted.objects, self.wanted, pages.source)
+        pages.written += objects.put(self.wanted.objects, self.wanted, pages.source, self.tree.ours)
         self.clock.lap("pages")
         executor.after_pages()
         self.clock.lap("registers")

@@ -10,6 +10,7 @@
 #define _GNU_SOURCE
 #include "inject.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/sched.h>
 #include <sched.h>
 #include <signal.h>
@@ -61,6 +62,50 @@ static pid_t our_number(ckpt_tree *tree, const struct task *parent, pid_t tid) {
     }
     return -ESRCH;
 }
+
+/* ---- the same number on either side of a pid namespace ---- */
+
+static bool same_numbers(const struct task *task) {
+    char ours[NAME_ROOM], theirs[NAME_ROOM];
+    ssize_t a = sys_readlinkat(AT_FDCWD, "/proc/self/ns/pid", ours, sizeof ours), b = sys_readlinkat(task->dir, "ns/pid", theirs, sizeof theirs);
+    return a > 0 && a == b && !memcmp(ours, theirs, (size_t)a);
+}
+
+/* The last word of the line "NSpid:" in a status text: the number in the innermost namespace. */
+static long innermost(const char *text, size_t bytes) {
+    const char *line = memmem(text, bytes, "\nNSpid:", 7), *end = line ? memchr(line + 1, '\n', (size_t)(text + bytes - line - 1)) : NULL;
+    while (end && end > line && end[-1] >= '0' && end[-1] <= '9')
+        end--;
+    return end ? strtol(end, NULL, 10) : 0;
+}
+
+struct hunt {
+    ckpt_tree *tree;
+    struct task *task;
+    pid_t inner, found;
+};
+
+static int hunted(void *context, pid_t tid) {
+    struct hunt *hunt = context;
+    char name[NAME_ROOM];
+    if (tree_thread(hunt->tree, tid))
+        return 0;
+    ssize_t bytes = proc_read(hunt->task->dir, proc_name(name, "task/", (uint64_t)tid, "/status"), hunt->tree->text, TEXT_BYTES);
+    if (bytes > 0 && innermost(hunt->tree->text, (size_t)bytes) == hunt->inner)
+        hunt->found = tid;
+    return hunt->found != 0;
+}
+
+pid_t thread_number(ckpt_tree *tree, struct task *task, pid_t inner) {
+    struct hunt hunt = {.tree = tree, .task = task, .inner = inner};
+    if (same_numbers(task))
+        return inner;
+    _cleanup_close_ int dir = sys_openat(task->dir, "task", O_RDONLY | O_DIRECTORY);
+    int error = dir < 0 ? dir : proc_each_number(dir, hunted, &hunt);
+    return error < 0 ? error : hunt.found ? hunt.found : -ESRCH;
+}
+
+/* ---- processes ---- */
 
 struct birth {
     struct clone_args args;

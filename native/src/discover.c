@@ -12,23 +12,18 @@
  */
 #define _GNU_SOURCE
 #include "internal.h"
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <stdlib.h>
-#include <string.h>
 
-enum { DENTS_BYTES = 32 << 10 };
-
-struct linux_dirent64_head { /* getdents64(2) */
-    uint64_t ino;
-    int64_t off;
-    uint16_t length;
-    uint8_t type;
-    char name[];
+struct listing {
+    ckpt_tree *tree;
+    pid_t pid;
 };
 
-static int found_thread(ckpt_tree *tree, pid_t pid, pid_t tid) {
+static int found_thread(void *context, pid_t tid) {
+    const struct listing *listing = context;
+    ckpt_tree *tree = listing->tree;
+    pid_t pid = listing->pid;
     struct thread *thread = tree_thread(tree, tid);
     if (thread && thread->state != THREAD_GONE) {
         thread->listed = true;
@@ -40,26 +35,6 @@ static int found_thread(ckpt_tree *tree, pid_t pid, pid_t tid) {
     if (added > 0)
         tree->threads[tree->thread_count - 1].listed = true;
     return added == -ESRCH ? 1 : added;
-}
-
-static int list_threads(ckpt_tree *tree, pid_t pid, int dir) {
-    _Alignas(8) char dents[DENTS_BYTES];
-    int found = 0;
-    for (;;) {
-        ssize_t bytes = sys_getdents(dir, dents, sizeof dents);
-        if (bytes <= 0)
-            return bytes < 0 ? (int)bytes : found;
-        for (ssize_t at = 0; at < bytes;) {
-            const struct linux_dirent64_head *entry = (const void *)(dents + at);
-            at += entry->length;
-            if (entry->name[0] == '.')
-                continue;
-            int got = found_thread(tree, pid, (pid_t)strtol(entry->name, NULL, 10));
-            if (got < 0)
-                return got;
-            found += got;
-        }
-    }
 }
 
 /* A thread that was never attached and is no longer listed has exited. */
@@ -92,7 +67,8 @@ int task_discover(ckpt_tree *tree, struct task *task) {
     _cleanup_close_ int dir = sys_openat(task->dir, "task", O_RDONLY | O_DIRECTORY);
     if (dir < 0)
         return dir == -ENOENT || dir == -ESRCH ? 0 : dir;
-    int found = list_threads(tree, pid, dir);
+    struct listing listing = {tree, pid};
+    int found = proc_each_number(dir, found_thread, &listing);
     if (found < 0)
         return found == -ENOENT || found == -ESRCH ? 0 : found;
     forget_unlisted(tree, pid);

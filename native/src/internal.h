@@ -139,6 +139,8 @@ void backoff(struct backoff *wait);
 
 /* births.c: the first stop of a task that was cloned with CLONE_PTRACE, and its row. The process has a row already. */
 int thread_welcome(ckpt_tree *tree, pid_t pid, pid_t tid);
+/* Our number of a thread that is not in the tree yet, from the one that its own pid namespace gave it; a negative errno. */
+pid_t thread_number(ckpt_tree *tree, struct task *task, pid_t inner);
 
 /* freeze.c: all threads. pid 0 = of every task, else of that one (arming). */
 int task_freeze(ckpt_tree *tree, pid_t pid);
@@ -155,6 +157,8 @@ struct proc_stat {
     int cpu;              /* field 39: where it runs or last ran */
 };
 int proc_stat(int dir, const char *name, struct proc_stat *ret_stat);
+/* Calls visit for each entry of an open directory of numbers; the sum of what it returns, or the first negative errno. */
+int proc_each_number(int dir, int (*visit)(void *context, pid_t number), void *context);
 /* Writes prefix, the number and suffix into buffer (NUL-terminated); returns buffer. */
 char *proc_name(char *buffer, const char *prefix, uint64_t number, const char *suffix);
 /* prefix + "start-end" in hexadecimal, as map_files names its entries. */

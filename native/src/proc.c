@@ -9,6 +9,7 @@
 #include "internal.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 
 ssize_t proc_read(int dir, const char *name, void *buffer, size_t cap) {
@@ -27,6 +28,36 @@ ssize_t proc_read(int dir, const char *name, void *buffer, size_t cap) {
         used += (size_t)got;
         if (used == cap)
             return -ENOSPC;
+    }
+}
+
+enum { DENTS_BYTES = 32 << 10 };
+
+struct linux_dirent64_head { /* getdents64(2) */
+    uint64_t ino;
+    int64_t off;
+    uint16_t length;
+    uint8_t type;
+    char name[];
+};
+
+int proc_each_number(int dir, int (*visit)(void *context, pid_t number), void *context) {
+    _Alignas(8) char dents[DENTS_BYTES];
+    int sum = 0;
+    for (;;) {
+        ssize_t bytes = sys_getdents(dir, dents, sizeof dents);
+        if (bytes <= 0)
+            return bytes < 0 ? (int)bytes : sum;
+        for (ssize_t at = 0; at < bytes;) {
+            const struct linux_dirent64_head *entry = (const void *)(dents + at);
+            at += entry->length;
+            if (entry->name[0] == '.')
+                continue;
+            int got = visit(context, (pid_t)strtol(entry->name, NULL, 10));
+            if (got < 0)
+                return got;
+            sum += got;
+        }
     }
 }
 

@@ -83,7 +83,7 @@ static bool number_is_free(pid_t tid) {
 
 static int wait_free(ckpt_tree *tree, pid_t pid, const int32_t *tids, size_t count) {
     for (size_t i = 0, rounds = 0; i < count; rounds++) {
-        if (number_is_free(tids[i])) {
+        if (!tids[i] || number_is_free(tids[i])) {
             i++;
             continue;
         }
@@ -102,9 +102,22 @@ struct birth { /* per thread, in the data area */
 static const uint64_t thread_flags =
     CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_PTRACE;
 
-static int spawn_some(ckpt_tree *tree, pid_t pid, const int32_t *tids, size_t count, struct ckpt_call *calls, struct birth *births) {
+/* The first stop of each that was born, and its number as we see it. */
+static int welcome_all(ckpt_tree *tree, pid_t pid, const struct ckpt_call *calls, int count, int32_t *ret_tids) {
+    int first = 0;
+    for (int i = 0; i < count; i++) {
+        pid_t tid = thread_number(tree, tree_task(tree, pid), (pid_t)calls[i].ret);
+        int error = tid < 0 ? tree_fail(tree, tid, "make thread", pid, 0, -1, 0, "task") : thread_welcome(tree, pid, tid);
+        first = first ? first : error;
+        ret_tids[i] = tid;
+    }
+    return first;
+}
+
+static int spawn_some(ckpt_tree *tree, pid_t pid, const int32_t *tids, size_t count, struct ckpt_call *calls, struct birth *births,
+                      int32_t *ret_tids) {
     for (size_t i = 0; i < count; i++) {
-        births[i] = (struct birth){.args = {.flags = thread_flags, .set_tid_size = 1}, .tid = (uint64_t)tids[i]};
+        births[i] = (struct birth){.args = {.flags = thread_flags, .set_tid_size = tids[i] != 0}, .tid = (uint64_t)tids[i]};
         calls[i] = (struct ckpt_call){.nr = SYS_clone3, .arg = {i * sizeof *births, sizeof births->args}, .form = {CKPT_ARG_DATA}};
     }
     struct thread *maker = task_any_thread(tree, tree_task(tree, pid));
@@ -115,21 +128,20 @@ static int spawn_some(ckpt_tree *tree, pid_t pid, const int32_t *tids, size_t co
     size_t bytes = count * sizeof *births;
     ckpt_addr_t data = data_slot_at(bridge, 0) + bridge->slot_bytes - ((bytes + 63) & ~(size_t)63);
     for (size_t i = 0; i < count; i++)
-        births[i].args.set_tid = data + i * sizeof *births + offsetof(struct birth, tid);
+        births[i].args.set_tid = tids[i] ? data + i * sizeof *births + offsetof(struct birth, tid) : 0;
     int ran = ckpt_remote(tree, maker->tid, calls, count, (uint8_t *)births, bytes);
     if (ran < 0)
         return ran;
-    int born = 0, error = 0;
-    for (; born < ran && calls[born].ret > 0; born++) {
-        int welcomed = thread_welcome(tree, pid, tids[born]);
-        error = error ? error : welcomed;
-    }
+    int born = 0;
+    while (born < ran && calls[born].ret > 0)
+        born++;
+    int error = welcome_all(tree, pid, calls, born, ret_tids);
     if (!error && born < (int)count && calls[born].ret != -EEXIST)
         error = tree_fail(tree, (int)calls[born].ret, "make thread", pid, tids[born], -1, 0, "clone3");
     return error ? error : born;
 }
 
-int ckpt_threads_spawn(ckpt_tree *tree, int32_t pid, const int32_t *tids, size_t count) {
+int ckpt_threads_spawn(ckpt_tree *tree, int32_t pid, const int32_t *tids, size_t count, int32_t *ret_tids) {
     struct task *task = tree_task(tree, pid);
     tree_fault_clear(tree);
     if (!task)
@@ -145,7 +157,7 @@ int ckpt_threads_spawn(ckpt_tree *tree, int32_t pid, const int32_t *tids, size_t
     for (size_t i = 0, tries = 0; i < count && !error;) {
         size_t part = count - i < at_once ? count - i : at_once;
         error = wait_free(tree, pid, tids + i, part);
-        int born = error ? error : spawn_some(tree, pid, tids + i, part, calls, births);
+        int born = error ? error : spawn_some(tree, pid, tids + i, part, calls, births, ret_tids + i);
         if (born < 0)
             error = born;
         else if (born == 0 && ++tries > 100)

@@ -128,7 +128,7 @@ def test_threads_end_and_come_back_with_number_registers_and_state(start: Callab
             state[tid] = (regs, xstate, size, mask)
         check(lib.ckpt_threads_end(tree, victim.pid, tids, len(tids)), tree)
         assert victim.threads() == [tid for tid in everybody if tid not in tids]
-        check(lib.ckpt_threads_spawn(tree, victim.pid, tids, len(tids)), tree)
+        check(lib.ckpt_threads_spawn(tree, victim.pid, tids, len(tids), ffi.new("int32_t[]", len(tids))), tree)
         assert victim.threads() == everybody
         for tid, (regs, xstate, size, mask) in state.items():
             decision = ffi.new("struct ckpt_decision *")
