@@ -317,9 +317,14 @@ int ckpt_pages_scan(ckpt_tree *tree, const struct ckpt_track *track, int protect
 int ckpt_tree_signal(ckpt_tree *tree, int32_t pid, int32_t signal);
 
 /* ---- a process for a restore to fill (newborn.c) ---- */
-/* Forks an empty child with this number (0 = any): no descriptors, all signals blocked, in a session of its own if asked for. It waits to
- * be seized and dies with the caller. -EEXIST: the number is taken; -EPERM: choosing one is not allowed. */
-int ckpt_newborn(int32_t pid, int own_session, int32_t *ret_pid);
+/* Forks an empty child with this number (0 = any): no descriptors but those of keep (sorted), all signals blocked, in a session of its own
+ * if asked for. It waits to be seized and dies with the caller. -EEXIST: the number is taken; -EPERM: choosing one is not allowed. */
+int ckpt_newborn(int32_t pid, int own_session, const int32_t *keep, size_t keep_count, int32_t *ret_pid);
+
+/* The same inside a new pid namespace (and others: CLONE_NEW*), as the only child of its first process (init.c), which ends when ret_keep is
+ * closed, or goes on without us when one byte is written there. pid: its number inside (not 1); ret_init, ret_pid: numbers as we see them. */
+int ckpt_newborn_apart(uint64_t namespaces, int32_t pid, const int32_t *fds, size_t fd_count, int32_t *ret_init, int32_t *ret_pid,
+                       int32_t *ret_keep);
 
 /* One malloc arena for all threads of this process, to be called before there are any: with an arena a thread, large
  * buffers that wander between threads stay resident several times over (4 GiB captured: 480 MB against 200). */

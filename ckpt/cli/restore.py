@@ -16,17 +16,22 @@ def command(
         list[str] | None, typer.Option("--fd", metavar="N=PATH", help="Open PATH as descriptor N instead.", show_default=False)
     ] = None,
     tcp: Annotated[str, typer.Option("--tcp", metavar="HOW", help="Connections to others: reset or refuse.")] = "reset",
+    new_pid: Annotated[bool, typer.Option("--new-pid", help="With any free pid; the program may remember the old one.")] = False,
+    pid_namespace: Annotated[bool, typer.Option("--pid-namespace", help="With its old pids, in a pid namespace of its own.")] = False,
     stopped: Annotated[bool, typer.Option("--stopped", help="Leave it stopped; SIGCONT lets it go.")] = False,
     pid: PidOption = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
     from ckpt.errors import UsageError
-    from ckpt.ops.restore import Request, restore
+    from ckpt.ops.restore import Place, Request, restore
 
     if tcp not in ("reset", "refuse"):
         raise UsageError(f"--tcp {tcp}: must be reset or refuse")
-    result = restore(Request(generation, store, pid, stopped, _streams(fd or []), tcp))
+    if new_pid and pid_namespace:
+        raise UsageError("--new-pid and --pid-namespace exclude each other: give one")
+    place = Place.NEW if new_pid else Place.APART if pid_namespace else Place.SAME
+    result = restore(Request(generation, store, pid, place, stopped=stopped, streams=_streams(fd or []), tcp=tcp))
     if json:
         output.print_json(result.json())
     else:

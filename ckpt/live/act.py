@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ckpt.errors import CkptError
 from ckpt.live.core import Sink, SpaceRuns, Track, Tree
-from ckpt.model import Action, Arg, RemoteCall, RetvalDecision
+from ckpt.model import Action, Arg, RemoteCall, RetvalDecision, Snapshot
 from native._native import ffi, lib
 
 NONE = int(lib.CKPT_TRACK_NONE)
@@ -126,6 +126,21 @@ def thread_set(tree: Tree, tid: int, regs: bytes, decision: RetvalDecision, nr: 
         int(lib.ckpt_thread_set(tree.handle, tree.ours(tid), words, raw, lent, len(xstate), ffi.new("uint64_t *", sigmask))),
         "set registers",
     )
+
+
+def rename_threads(tree: Tree, wanted: Snapshot, was: Mapping[int, int]) -> None:
+    """Where a thread's own number stands at its clear_child_tid (the C library keeps it there), the new one is written.
+    `was`: number here -> number in the generation."""
+    for task in wanted.tasks:
+        with open(f"/proc/{tree.ours(task.pid)}/mem", "r+b", buffering=0) as memory:  # noqa: PTH123
+            for thread in task.threads:
+                address = int(thread.attributes.get("tid_address", {}).get("address", 0))
+                if not address:
+                    continue
+                memory.seek(address)
+                if memory.read(4) == was[thread.tid].to_bytes(4, "little"):
+                    memory.seek(address)
+                    memory.write(thread.tid.to_bytes(4, "little"))
 
 
 def pages_write(tree: Tree, pid: int, runs: bytes, data: bytes | bytearray | memoryview) -> None:

@@ -50,11 +50,21 @@ def one_heap() -> None:
     lib.ckpt_one_heap()
 
 
-def newborn(pid: int, *, own_session: bool = True) -> tuple[int, int]:
-    """Forks an empty child (native/src/newborn.c): (0, its pid), or (negative errno, 0). `pid` 0: any number."""
+def newborn(pid: int, keep: Sequence[int] = (), *, own_session: bool = True) -> tuple[int, int]:
+    """Forks an empty child (native/src/newborn.c): (0, its pid), or (negative errno, 0). `pid` 0: any number. `keep`: descriptors
+    of ours that it has too."""
     made = ffi.new("int32_t *")
-    code = int(lib.ckpt_newborn(pid, int(own_session), made))
+    code = int(lib.ckpt_newborn(pid, int(own_session), ffi.new("int32_t[]", sorted(keep)), len(keep), made))
     return code, int(made[0])
+
+
+def newborn_apart(namespaces: int, pid: int, keep: Sequence[int] = ()) -> tuple[int, int, int, int]:
+    """The same in namespaces of its own (native/src/init.c): (0, its pid, pid of the namespace's init, the descriptor that keeps
+    it) as we see them, or (negative errno, 0, 0, -1)."""
+    init, made, house = ffi.new("int32_t *"), ffi.new("int32_t *"), ffi.new("int32_t *", -1)
+    fds = ffi.new("int32_t[]", sorted(keep))
+    code = int(lib.ckpt_newborn_apart(namespaces, pid, fds, len(keep), init, made, house))
+    return code, int(made[0]), int(init[0]), int(house[0])
 
 
 def probe() -> dict[str, int]:

@@ -6,6 +6,9 @@
    are joined when all members are there, leaders first.
 3. The caller turns them into what is wanted.
 4. `release()` lets them go. Leaving without it kills and reaps every one: no half-made process survives.
+
+Their numbers are the generation's (SAME), whatever is free (NEW), or the generation's in a pid namespace of its own (APART). A
+task of the generation is called by its number there; `inner` says what it is called by itself now, `tree.ours` what by us.
 """
 
 from __future__ import annotations
@@ -14,71 +17,136 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
 from ckpt.errors import CkptError, PermissionDeniedError, RefusedError
+from ckpt.kinds.base import call
 from ckpt.live import act, core
 from ckpt.live.numbers import holders
 from ckpt.live.runtime import start_ticks
 from ckpt.model import PidRef, Snapshot
 from ckpt.plan.family import Family, Step
+from ckpt.plan.renumber import renumbered
+from ckpt.syscalls.names import nr
 
+_WALL = 0x40000000
 _REAP_WAIT_S, _REAP_POLL_S = 10.0, 0.005  #: init may reap late
+
+
+class Place(StrEnum):
+    SAME = "same"
+    NEW = "new"
+    APART = "apart"
 
 
 class Newborns:
     """The tree that is being made, in the shape of `wanted`."""
 
-    def __init__(self, wanted: Snapshot) -> None:
-        self.wanted = wanted
-        self.ref = PidRef(*_born(wanted.root.pid))
+    def __init__(self, wanted: Snapshot, place: Place, keep: Sequence[int] = (), namespaces: int = 0) -> None:
+        """`keep`: descriptors of ours that the root has too. `namespaces`: APART, CLONE_NEW* beside the pid namespace."""
+        self.wanted, self.place, self.keep = wanted, place, keep
+        self.init, self._keep = 0, -1  #: APART: the first process of the namespace, and what keeps it
+        self.inner: dict[int, int] = {}  #: NEW: a number of the generation -> the number here, threads included
         self._released = False
+        pid = self._born(wanted.root.pid, namespaces)
+        self.ref = PidRef(pid, start_ticks(pid))
         try:
             self.tree = core.Tree(self.ref.pid, self.ref.start_ticks)
         except BaseException:
-            _end(self.ref.pid)
+            self._end()
             raise
+        self._named(wanted.root.pid, pid)
+
+    def _born(self, pid: int, namespaces: int) -> int:
+        if self.place is Place.APART:
+            code, made, self.init, self._keep = core.newborn_apart(namespaces, pid, self.keep)
+            if code < 0:
+                raise _refused(code, pid)
+            return made
+        return _when_free(pid, lambda: core.newborn(0 if self.place is Place.NEW else pid, self.keep))
+
+    def _named(self, wanted: int, ours: int) -> None:
+        """Takes in the number of a newborn."""
+        if self.place is Place.NEW:
+            self.inner[wanted] = ours
+        elif ours != wanted:
+            self.tree.numbers[wanted] = ours
 
     def __enter__(self) -> Self:
         try:
             self.tree.doom()
             self.tree.freeze()
             core.mark("born")
-            family = Family(self.wanted)
-            for step in family.steps():
+            for step in Family(self.wanted).steps():
                 self._take(step)
+            if self.place is Place.NEW:
+                self._make_threads()
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
         return self
 
     def _take(self, step: Step) -> None:
-        if step.call is not None:
-            act.Batch([step.call]).run(self.tree, step.pid)
-            return
-        _when_free(step.child, lambda: act.task_spawn(self.tree, step.pid, step.child))
+        pid = self.inner.get(step.pid, step.pid)
+        if step.session:
+            act.Batch([call(nr("setsid"), note="a session of its own", expect=None)]).run(self.tree, pid)
+        elif step.group:
+            group = self.inner.get(step.group, step.group)
+            act.Batch([call(nr("setpgid"), 0, group, note=f"process group {group}")]).run(self.tree, pid)
+        else:
+            number = 0 if self.place is Place.NEW else step.child
+            self._named(step.child, _when_free(step.child, lambda: act.task_spawn(self.tree, pid, number)))
+
+    def _make_threads(self) -> None:
+        """Threads that get any number must be there before anybody plans with their numbers."""
+        for task in self.wanted.tasks:
+            others = [thread.tid for thread in task.threads if thread.tid != task.pid]
+            made = act.threads_spawn(self.tree, self.inner[task.pid], [0] * len(others)) if others else []
+            self.inner.update(zip(others, sorted(made), strict=True))
+
+    def seen(self, now: Snapshot) -> Snapshot:
+        """What we see of them, by the numbers that they know themselves."""
+        return renumbered(now, {ours: inner for inner, ours in self.tree.numbers.items()})
 
     def release(self) -> None:
         """They are what they should be: from here on they live on without us."""
         self._released = True
         self.tree.thaw()
+        if self._keep >= 0:
+            os.write(self._keep, b"g")
+            os.close(self._keep)
+            self._keep = -1
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not self._released:
-            for pid in {thread.pid for thread in self.tree.threads()} | {self.ref.pid}:
-                with suppress(CkptError):
-                    self.tree.signal(pid, signal.SIGKILL)
+            self._kill()
         self.tree.close()
         if not self._released:
-            _end(self.ref.pid)
+            self._end()
 
+    def _kill(self) -> None:
+        """Their end is to be seen by us first, who trace them: a namespace cannot end before."""
+        threads = self.tree.threads()
+        for pid in {thread.pid for thread in threads} | {self.ref.pid}:
+            with suppress(CkptError):
+                self.tree.signal(pid, signal.SIGKILL)
+        for tid in sorted((thread.tid for thread in threads), key=lambda tid: tid in {thread.pid for thread in threads}):
+            _wait_for_end(tid)
 
-def _born(pid: int) -> tuple[int, int]:
-    made = _when_free(pid, lambda: core.newborn(pid))
-    return made, start_ticks(made)
+    def _end(self) -> None:
+        """Kills and reaps our child: the root, or the first process of its namespace, which takes everybody along."""
+        if self._keep >= 0:
+            os.close(self._keep)
+            self._keep = -1
+        child = self.init or self.ref.pid
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)  # a child of ours: its number is ours until we wait for it
+        with suppress(ChildProcessError):
+            os.waitpid(child, 0)
 
 
 def _when_free(pid: int, make: Callable[[], tuple[int, int]]) -> int:
@@ -103,9 +171,8 @@ def _refused(code: int, pid: int) -> CkptError:
     return CkptError(f"no process can be made for pid {pid}: {os.strerror(-code)}")
 
 
-def _end(pid: int) -> None:
-    """Kills and reaps a child of ours; its number is ours until we wait for it."""
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+def _wait_for_end(tid: int) -> None:
+    """Of a task that we trace and have killed."""
     with suppress(ChildProcessError):
-        os.waitpid(pid, 0)
+        while os.WIFSTOPPED(os.waitpid(tid, _WALL)[1]):
+            pass

@@ -1,28 +1,49 @@
-"""Files that a restore opens in place of descriptors that lead out of the tree: what --fd names, and /dev/null."""
+"""Files that a restore opens in place of descriptors that lead out of the tree: what --fd names, and /dev/null.
+
+They are opened here, by the names that the user's own surroundings give them, and handed down to the newborn.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
-from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from ckpt.errors import CkptError
 from ckpt.kinds.fd.given import given
 from ckpt.model import OpenFile
 
+ABOVE = 100  #: numbers that the newborn gets them at: out of the way of what it opens itself
+_LASTING = os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK
 
-def open_file(path: str, identity: int, flags: int) -> OpenFile:
-    """The open file that stands in; a file that `flags` write is made (mode 0666) where it is missing."""
-    where = str(Path(path).absolute())
-    try:
-        if flags & os.O_ACCMODE and not os.path.lexists(where):
-            os.close(os.open(where, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
-        mode = os.stat(where).st_mode
-    except OSError as error:
-        raise CkptError(f"--fd {path}: {error.strerror}: give a path that can be opened") from None
-    if stat.S_ISSOCK(mode) or stat.S_ISDIR(mode):
-        raise CkptError(
-            f"--fd {path}: a {'socket' if stat.S_ISSOCK(mode) else 'directory'} cannot stand in: give a file, a pipe or a device"
-        )
-    terminal = stat.S_ISCHR(mode) and os.major(os.stat(where).st_rdev) != 1
-    return given(identity, where, flags, pollable=stat.S_ISFIFO(mode) or terminal)
+
+class Streams:
+    """`numbers`: descriptors of ours that the newborn is to keep. Closed here at the end of the `with`."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number in self.numbers:
+            os.close(number)
+
+    def open(self, path: str, identity: int, flags: int) -> OpenFile:
+        """The open file that stands in; a file that `flags` write is made (mode 0666) where it is missing."""
+        create = os.O_CREAT if flags & os.O_ACCMODE else 0
+        try:
+            opened = os.open(path, flags & _LASTING | create | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise CkptError(f"--fd {path}: {error.strerror}: give a path that can be opened") from None
+        try:
+            number = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, ABOVE)
+        finally:
+            os.close(opened)
+        self.numbers.append(number)
+        found = os.fstat(number)
+        terminal = stat.S_ISCHR(found.st_mode) and os.major(found.st_rdev) != 1
+        return given(identity, path, flags, number, pollable=stat.S_ISFIFO(found.st_mode) or terminal)

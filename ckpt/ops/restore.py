@@ -19,11 +19,12 @@ from typing import Any
 
 from ckpt.errors import RefusedError
 from ckpt.history.open import Generation, History, Mode, open_store
-from ckpt.live import core, objects, runtime
+from ckpt.live import act, core, objects, runtime
 from ckpt.live.capture import Layout
 from ckpt.live.execute import Executor, disturbed
 from ckpt.live.newborn import Newborns
-from ckpt.live.streams import open_file
+from ckpt.live.newborn import Place as Place
+from ckpt.live.streams import Streams
 from ckpt.model import Plan, Snapshot
 from ckpt.ops.baseline import Clock
 from ckpt.ops.restore_pages import Pages
@@ -33,6 +34,7 @@ from ckpt.plan.reborn import reborn
 from ckpt.plan.streams import redirect
 
 SINK_PAGES = 256
+CLONE_NEWNS = 0x20000  #: for a /proc that shows the numbers of the pid namespace
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ class Request:
     generation: str
     store: Path | None = None
     pid: int | None = None  #: whose history is meant, where several are in the store
+    place: Place = Place.SAME  #: with the numbers that it had, with new ones, or in a pid namespace of its own
+    replace: bool = False  #: kill the living incarnation first
     stopped: bool = False  #: leave it stopped (SIGCONT lets it go)
     streams: Mapping[int, str] = field(default_factory=dict)  #: descriptor of the root -> path
     tcp: str = "reset"  #: "reset" | "refuse": connections that have moved since
@@ -84,9 +88,10 @@ def restore(request: Request, progress: Callable[[str], None] = lambda _text: No
     with ExitStack() as stack:
         history = stack.enter_context(open_store(request.store, Mode.READ))
         generation, wanted = history.load(history.resolve(request.generation, pid=request.pid))
-        redirected = redirect(wanted, request.streams, open_file)
+        streams = stack.enter_context(Streams())
+        redirected = redirect(wanted, request.streams, streams.open)
         clock.lap("opened")
-        born = stack.enter_context(Newborns(wanted))
+        born = stack.enter_context(Newborns(wanted, request.place, streams.numbers, CLONE_NEWNS))
         stack.enter_context(runtime.target_lock(born.ref))
         clock.lap("born")
         run = _Run(request, history, generation, redirected.wanted, born, clock)
@@ -100,9 +105,9 @@ class _Run:
 
     def run(self, warnings: tuple[str, ...], progress: Callable[[str], None]) -> Result:
         with core.Sink(SINK_PAGES, "/tmp") as sink:
-            now = Layout(self.born.tree, None, (), sink).take()
+            now = self.born.seen(Layout(self.born.tree, None, (), sink).take())
         self.clock.lap("looked")
-        again = reborn(self.wanted, now)
+        again = reborn(self.wanted, now, self.born.inner)
         made = plan(now, again.wanted, self._world(paths_of(now, again.wanted, newborn=True)), tcp=self.request.tcp, newborn=True)
         if made.refusals:
             more = f" (and {len(made.refusals) - 1} more)" if len(made.refusals) > 1 else ""
@@ -134,6 +139,8 @@ class _Run:
         pages.put()
         pages.written += objects.put(wanted.objects, wanted, pages.source, self.born.tree.ours)
         self.clock.lap("pages")
+        if self.born.inner:
+            act.rename_threads(self.born.tree, wanted, {new: old for old, new in self.born.inner.items()})
         executor.after_pages()
         self.clock.lap("registers")
         executor.end()

@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ckpt.kinds.base import call
-from ckpt.model import RemoteCall, Snapshot, Task
-from ckpt.syscalls.names import nr
+from ckpt.model import Snapshot, Task
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """In task `pid`: clone `child`, or run `call`."""
+    """Task `pid` clones `child`, or begins a session, or joins the group `group`. Numbers are the generation's."""
 
     pid: int
     child: int = 0
-    call: RemoteCall | None = None
+    session: bool = False
+    group: int = 0
 
 
 class Family:
@@ -59,7 +58,7 @@ class Family:
         yield from self._clone(self.root)
         for pid in sorted(self.tasks, key=lambda pid: (self.pgid[pid] != pid, pid)):  # leaders first
             if self.sid[pid] != pid and self.pgid[pid] != self._inherited(pid):
-                yield Step(pid, call=call(nr("setpgid"), 0, self.pgid[pid], note=f"process group {self.pgid[pid]}"))
+                yield Step(pid, group=self.pgid[pid])
 
     def _clone(self, pid: int) -> Iterator[Step]:
         own = self.sid[pid] == pid and pid != self.root
@@ -67,7 +66,7 @@ class Family:
         for child in early:
             yield Step(pid, child.pid)
         if own:
-            yield Step(pid, call=call(nr("setsid"), note="a session of its own", expect=None))
+            yield Step(pid, session=True)
         for child in self.children[pid]:
             if child not in early:
                 yield Step(pid, child.pid)

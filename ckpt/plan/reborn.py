@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ckpt.model import PidRef, Snapshot, Task, Thread
+from ckpt.plan.renumber import renumbered
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,9 +16,12 @@ class Reborn:
     warnings: tuple[str, ...]
 
 
-def reborn(wanted: Snapshot, now: Snapshot) -> Reborn:
-    """`now`: the newborns, with the wanted numbers."""
+def reborn(wanted: Snapshot, now: Snapshot, numbers: Mapping[int, int]) -> Reborn:
+    """`now`: the newborns. `numbers`: of the generation -> theirs, where they could not have the same."""
     warnings: list[str] = []
+    if numbers:
+        warnings.append(f"task {wanted.root.pid} is task {numbers[wanted.root.pid]} now: numbers that the program has remembered are stale")
+    wanted = renumbered(wanted, numbers)
     tasks = []
     for task in wanted.tasks:
         born = now.task(task.pid)

@@ -65,7 +65,7 @@ static pid_t our_number(ckpt_tree *tree, const struct task *parent, pid_t tid) {
 
 /* ---- the same number on either side of a pid namespace ---- */
 
-static bool same_numbers(const struct task *task) {
+bool task_same_numbers(const struct task *task) {
     char ours[NAME_ROOM], theirs[NAME_ROOM];
     ssize_t a = sys_readlinkat(AT_FDCWD, "/proc/self/ns/pid", ours, sizeof ours), b = sys_readlinkat(task->dir, "ns/pid", theirs, sizeof theirs);
     return a > 0 && a == b && !memcmp(ours, theirs, (size_t)a);
@@ -98,7 +98,7 @@ static int hunted(void *context, pid_t tid) {
 
 pid_t thread_number(ckpt_tree *tree, struct task *task, pid_t inner) {
     struct hunt hunt = {.tree = tree, .task = task, .inner = inner};
-    if (same_numbers(task))
+    if (task_same_numbers(task))
         return inner;
     _cleanup_close_ int dir = sys_openat(task->dir, "task", O_RDONLY | O_DIRECTORY);
     int error = dir < 0 ? dir : proc_each_number(dir, hunted, &hunt);

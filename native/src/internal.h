@@ -137,8 +137,17 @@ struct backoff {
 };
 void backoff(struct backoff *wait);
 
+/* newborn.c: what a newborn does between its birth and its seizure. maker: who its parent must be. */
+struct newborn_keep {
+    const int32_t *fds; /* sorted: what it does not close */
+    size_t count;
+};
+__attribute__((noreturn)) void newborn_live(pid_t maker, int own_session, const struct newborn_keep *keep);
+
 /* births.c: the first stop of a task that was cloned with CLONE_PTRACE, and its row. The process has a row already. */
 int thread_welcome(ckpt_tree *tree, pid_t pid, pid_t tid);
+/* Whether it is in our own pid namespace. */
+bool task_same_numbers(const struct task *task);
 /* Our number of a thread that is not in the tree yet, from the one that its own pid namespace gave it; a negative errno. */
 pid_t thread_number(ckpt_tree *tree, struct task *task, pid_t inner);
 

@@ -8,7 +8,8 @@
  *  1. Whoever dies in between, no newborn stays behind: before it is seized the death of its maker kills it (PDEATHSIG), after that
  *     PTRACE_O_EXITKILL does (ckpt_tree_doom), to the last detach.
  *  2. Between clone3 and the wait only system calls run in the child: the caller may have threads, and locks of theirs are never released there.
- *  3. When the maker goes on, no descriptor is open in it, and all signals are blocked: closing the last one, the end of a pipe, says so.
+ *  3. When the maker goes on, only the descriptors that it was to keep are open in it, and all signals are blocked: closing the others,
+ *     the end of a pipe among them, says so.
  */
 #define _GNU_SOURCE
 #include "internal.h"
@@ -36,19 +37,30 @@ static void leave_rseq(void) {
         syscall(SYS_rseq, area, __rseq_size, RSEQ_UNREGISTER, RSEQ_SIGNATURE);
 }
 
-__attribute__((noreturn)) static void live(pid_t maker, int own_session) {
+/* Everything but these, which are sorted. */
+static void close_others(const struct newborn_keep *keep) {
+    unsigned from = 0;
+    for (size_t i = 0; i < keep->count; i++) {
+        if ((unsigned)keep->fds[i] > from)
+            syscall(SYS_close_range, from, (unsigned)keep->fds[i] - 1, 0);
+        from = (unsigned)keep->fds[i] + 1;
+    }
+    syscall(SYS_close_range, from, ~0U, 0);
+}
+
+void newborn_live(pid_t maker, int own_session, const struct newborn_keep *keep) {
     syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     if (syscall(SYS_getppid) != maker)
         syscall(SYS_exit_group, 1);
     if (own_session)
         syscall(SYS_setsid);
     leave_rseq();
-    syscall(SYS_close_range, 0, ~0U, 0);
+    close_others(keep);
     for (;;)
         syscall(SYS_pause);
 }
 
-int ckpt_newborn(int32_t pid, int own_session, int32_t *ret_pid) {
+int ckpt_newborn(int32_t pid, int own_session, const int32_t *keep, size_t keep_count, int32_t *ret_pid) {
     uint64_t number = (uint64_t)pid;
     struct clone_args args = {.exit_signal = SIGCHLD, .set_tid = pid ? (uintptr_t)&number : 0, .set_tid_size = pid ? 1 : 0};
     pid_t maker = getpid();
@@ -61,7 +73,7 @@ int ckpt_newborn(int32_t pid, int own_session, int32_t *ret_pid) {
     long child = syscall(SYS_clone3, &args, sizeof args);
     int error = child < 0 ? -errno : 0;
     if (child == 0)
-        live(maker, own_session);
+        newborn_live(maker, own_session, &(struct newborn_keep){keep, keep_count});
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     close(done[1]);
     char none;

@@ -156,7 +156,7 @@ int ckpt_threads_spawn(ckpt_tree *tree, int32_t pid, const int32_t *tids, size_t
     at_once = room < at_once ? room : at_once;
     for (size_t i = 0, tries = 0; i < count && !error;) {
         size_t part = count - i < at_once ? count - i : at_once;
-        error = wait_free(tree, pid, tids + i, part);
+        error = task_same_numbers(task) ? wait_free(tree, pid, tids + i, part) : 0;
         int born = error ? error : spawn_some(tree, pid, tids + i, part, calls, births, ret_tids + i);
         if (born < 0)
             error = born;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,11 +16,11 @@ Start = Callable[..., Victim]
 ALONE = [name for name in WORKLOADS if name not in ("redis", "waits", "mappings", "python-asyncio")]
 
 
-def revive(ckpt: Ckpt, target: Victim, generation: int | str) -> None:
-    def restore(words: Sequence[str]) -> None:
-        done = ckpt.run("restore", generation, *words, "--json")
+def revive(ckpt: Ckpt, target: Victim, generation: int | str, *options: str) -> None:
+    def restore(words: Sequence[str]) -> int:
+        done = ckpt.run("restore", generation, *words, *options, "--json")
         assert done.code == 0, f"exit {done.code}: {done.err}{done.out}"
-        assert done.json["pid"] == target.pid
+        return int(done.json["pid"])
 
     target.revive(restore)
 
@@ -31,7 +32,9 @@ def test_killed_and_restored(name: str, ckpt: Ckpt, victim: Start) -> None:
     time.sleep(0.1)
     target.kill()
     assert not Path(f"/proc/{target.pid}").exists()
+    pid = target.pid
     revive(ckpt, target, made["generation"])
+    assert target.pid == pid
     target.verify()
     assert target.tracer() == 0
     assert not target.states() & {"t", "T"}
@@ -41,3 +44,30 @@ def test_killed_and_restored(name: str, ckpt: Ckpt, victim: Start) -> None:
     assert again["parent"] == made["generation"]
     assert again["lineage"] == made["lineage"]
     ckpt.sound()
+
+
+#: threads4 and threads200 compare their thread numbers with what they remember: only a namespace keeps these.
+BESIDE = [
+    *(("--new-pid", name) for name in ("sleeper", "epoll", "registers", "family")),
+    *(("--pid-namespace", name) for name in ("threads4", "threads200", "family", "sleeper", "signals")),
+]
+
+
+@pytest.mark.parametrize(("option", "name"), BESIDE)
+def test_beside_the_living_original(name: str, option: str, ckpt: Ckpt, victim: Start) -> None:
+    """The original lives on; what is restored has other numbers, or its own in a namespace."""
+    target = victim(name)
+    made = ckpt.snapshot(target.pid)
+    second = Victim.beside(target)
+    with second:
+        revive(ckpt, second, made["generation"], option)
+        assert second.pid != target.pid
+        second.verify()
+        target.verify()
+        if option == "--pid-namespace":
+            status = Path(f"/proc/{second.pid}/status").read_text()
+            assert int(re.search(r"^NSpid:.*\s(\d+)$", status, re.M)[1]) == target.pid
+        time.sleep(0.1)
+        second.verify()
+        ckpt.exact(second.pid)
+        target.verify()

@@ -75,6 +75,11 @@ def stat_fields(pid: int) -> list[str]:
     return text[text.rindex(")") + 2 :].split()
 
 
+def ticks_now() -> int:
+    """Now as field 22 of /proc/PID/stat counts it."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+
+
 class Victim:
     """A running workload; a context manager. `pid` is the root of the tree that ckpt acts on."""
 
@@ -85,7 +90,8 @@ class Victim:
         self.timeout_s = timeout_s
         self._buffer = b""
         self._pidfds: dict[int, int] = {}
-        self.process = subprocess.Popen(
+        self._since = ticks_now()
+        self.process: subprocess.Popen[bytes] | None = subprocess.Popen(
             self.command,
             cwd=HERE,
             stdin=subprocess.PIPE,
@@ -94,6 +100,7 @@ class Victim:
             start_new_session=True,
             env={**os.environ, **(env or {})},
         )
+        assert self.process is not None
         self.leader = self.process.pid
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -123,6 +130,15 @@ class Victim:
             command[0] = str(HERE / command[0])
         return cls(command, child=name in ROOT_IS_CHILD, **options)  # type: ignore[arg-type]
 
+    @classmethod
+    def beside(cls, other: Victim) -> Victim:
+        """Nothing yet: what a restore makes of `other` while that lives on; to be revived."""
+        made = cls.__new__(cls)
+        made.command, made.timeout_s, made.process = other.command, other.timeout_s, None
+        made._buffer, made._pidfds, made._to, made._from = b"", {}, -1, -1
+        made.leader, made.pid, made._since = 0, 0, ticks_now()
+        return made
+
     def __enter__(self) -> Self:
         return self
 
@@ -141,7 +157,7 @@ class Victim:
                     raise VictimError(f"{self.command}: silent; {self.describe()}")
                 got = os.read(self._from, 65536)
                 if not got:
-                    raise VictimError(f"{self.command}: ended with {self.process.wait(10)} after {self._buffer!r}")
+                    raise VictimError(f"{self.command}: ended with {self._exit()} after {self._buffer!r}")
                 self._buffer += got
         line, self._buffer = self._buffer.split(b"\n", 1)
         return line.decode(errors="replace")
@@ -151,7 +167,7 @@ class Victim:
         try:
             os.write(self._to, question.encode() + b"\n")
         except BrokenPipeError:
-            raise VictimError(f"{self.command}: gone, exit {self.process.wait(10)}") from None
+            raise VictimError(f"{self.command}: gone, exit {self._exit()}") from None
         return self.line(timeout_s)
 
     def verify(self) -> None:
@@ -198,34 +214,37 @@ class Victim:
     def describe(self) -> str:
         try:
             fields = stat_fields(self.leader)
-            return f"state {fields[0]}, tracer {self.tracer()}, exit {self.process.poll()}"
+            return f"state {fields[0]}, tracer {self.tracer()}, exit {self._exit(0)}"
         except (OSError, StopIteration, AttributeError):
-            return f"gone, exit {self.process.poll()}"
+            return f"gone, exit {self._exit(0)}"
 
     # ---- death and rebirth ----
 
     def kill(self) -> None:
         """SIGKILL to every process of the victim, as a crash would end it; it may be revived."""
         self._kill_all()
-        self.process.wait(30)
+        self._wait()
         self._reaped()
 
-    def revive(self, restore: Callable[[Sequence[str]], None]) -> None:
-        """Calls `restore` with the words that connect the restored program's standard input and output with us."""
+    def revive(self, restore: Callable[[Sequence[str]], int]) -> None:
+        """Calls `restore` with the words that connect the restored program's standard input and output with us; it gives the pid."""
         reading, to = os.pipe()
         source, writing = os.pipe()
         here = f"/proc/{os.getpid()}/fd"
         try:
-            restore(["--fd", f"0={here}/{reading}", "--fd", f"1={here}/{writing}", "--fd", "2=/dev/null"])
+            self.pid = restore(["--fd", f"0={here}/{reading}", "--fd", f"1={here}/{writing}", "--fd", "2=/dev/null"])
         finally:
             for mine in (reading, writing, self._to, self._from):
-                os.close(mine)
+                if mine >= 0:
+                    os.close(mine)
             self._to, self._from, self._buffer = to, source, b""
+        self.leader = self.pid
         self.note()
 
     # ---- the end ----
 
     def _session(self) -> Iterable[int]:
+        """Members of the victim's session. Session 0 is everybody's whom nobody put into one: never ours."""
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 with contextlib.suppress(OSError, ValueError):
@@ -233,13 +252,19 @@ class Victim:
                         yield int(entry.name)
 
     def note(self) -> None:
-        """Opens a pidfd for every process that is ours now."""
+        """Opens a pidfd for every process that is ours now; none where nothing was started or revived yet."""
+        if self.leader <= 1:
+            return
         queue = [self.leader, *self._session()]
         for pid in queue:
             queue += [one for one in children(pid) if one not in queue]
             if pid not in self._pidfds:
                 with contextlib.suppress(OSError):
-                    self._pidfds[pid] = os.pidfd_open(pid)
+                    pidfd = os.pidfd_open(pid)
+                    if int(stat_fields(pid)[19]) >= self._since:
+                        self._pidfds[pid] = pidfd
+                    else:  # older than the victim: whatever it is, it is not ours
+                        os.close(pidfd)
 
     def end(self) -> None:
         """SIGKILL to every process of the victim, and waits until each has ended."""
@@ -248,8 +273,18 @@ class Victim:
             with contextlib.suppress(OSError):
                 os.close(pipe)
         self._to = self._from = -1
-        self.process.wait(30)
+        self._wait()
         self._reaped()
+
+    def _exit(self, timeout_s: float = 10) -> int | None:
+        """None: it lives, or is a restored one, which is no child of ours."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.process.wait(timeout_s) if self.process is not None else None
+        return None
+
+    def _wait(self) -> None:
+        if self.process is not None:
+            self.process.wait(30)
 
     def _kill_all(self) -> None:
         for _ in range(3):  # a child may be born while we look

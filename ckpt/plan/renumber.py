@@ -1,0 +1,39 @@
+"""A snapshot in other numbers of processes and threads: as a pid namespace or a restore with new pids has them. Pure.
+
+What a program keeps in its own memory (a cached getpid, the owner in a mutex) stays as it is; what the kernel keeps is renamed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ckpt.model import PidRef, Snapshot, State, Task, Thread
+
+
+def renumbered(snapshot: Snapshot, numbers: Mapping[int, int]) -> Snapshot:
+    """`numbers`: old -> new, for processes and threads alike; others stay."""
+    if all(old == new for old, new in numbers.items()):
+        return snapshot
+    root = PidRef(numbers.get(snapshot.root.pid, snapshot.root.pid), snapshot.root.start_ticks)
+    return replace(snapshot, root=root, tasks=tuple(_task(task, numbers) for task in snapshot.tasks))
+
+
+def _task(task: Task, numbers: Mapping[int, int]) -> Task:
+    names = {name: numbers.get(getattr(task, name), getattr(task, name)) for name in ("pid", "ppid", "pgid", "sid")}
+    threads = sorted((_thread(thread, numbers) for thread in task.threads), key=lambda thread: (thread.tid != names["pid"], thread.tid))
+    attributes = {name: _timers(state, numbers) if name == "posix_timers" else state for name, state in task.attributes.items()}
+    return replace(task, **names, threads=tuple(threads), attributes=attributes)
+
+
+def _thread(thread: Thread, numbers: Mapping[int, int]) -> Thread:
+    return replace(thread, tid=numbers.get(thread.tid, thread.tid))
+
+
+def _timers(state: State, numbers: Mapping[int, int]) -> State:
+    """Timers that signal one thread know it by its number."""
+    timers: dict[str, Any] = {
+        key: {**timer, "tid": numbers.get(timer["tid"], timer["tid"])} for key, timer in state.get("timers", {}).items()
+    }
+    return {**state, "timers": timers} if "timers" in state else state
