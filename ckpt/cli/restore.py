@@ -18,6 +18,8 @@ def command(
     tcp: Annotated[str, typer.Option("--tcp", metavar="HOW", help="Connections to others: reset or refuse.")] = "reset",
     new_pid: Annotated[bool, typer.Option("--new-pid", help="With any free pid; the program may remember the old one.")] = False,
     pid_namespace: Annotated[bool, typer.Option("--pid-namespace", help="With its old pids, in a pid namespace of its own.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="End the living incarnation first.")] = False,
+    foreground: Annotated[bool, typer.Option("--foreground", help="Stay as its parent: pass terminal and exit status on.")] = False,
     stopped: Annotated[bool, typer.Option("--stopped", help="Leave it stopped; SIGCONT lets it go.")] = False,
     pid: PidOption = None,
     store: StoreOption = None,
@@ -31,7 +33,14 @@ def command(
     if new_pid and pid_namespace:
         raise UsageError("--new-pid and --pid-namespace exclude each other: give one")
     place = Place.NEW if new_pid else Place.APART if pid_namespace else Place.SAME
-    result = restore(Request(generation, store, pid, place, stopped=stopped, streams=_streams(fd or []), tcp=tcp))
+    request = Request(
+        generation, store, pid, place, replace=replace, foreground=foreground, stopped=stopped, streams=_streams(fd or []), tcp=tcp
+    )
+    result = restore(request)
+    if foreground:
+        from ckpt.ops.foreground import wait_for
+
+        raise typer.Exit(wait_for(result.child))
     if json:
         output.print_json(result.json())
     else:

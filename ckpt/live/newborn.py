@@ -26,15 +26,15 @@ from typing import Self
 from ckpt.errors import CkptError, PermissionDeniedError, RefusedError
 from ckpt.kinds.base import call
 from ckpt.live import act, core
-from ckpt.live.numbers import holders
+from ckpt.live.ending import kill
+from ckpt.live.numbers import holders, patience
 from ckpt.live.runtime import start_ticks
 from ckpt.model import PidRef, Snapshot
 from ckpt.plan.family import Family, Step
 from ckpt.plan.renumber import renumbered
 from ckpt.syscalls.names import nr
 
-_WALL = 0x40000000
-_REAP_WAIT_S, _REAP_POLL_S = 10.0, 0.005  #: init may reap late
+_POLL_S = 0.005
 
 
 class Place(StrEnum):
@@ -46,9 +46,10 @@ class Place(StrEnum):
 class Newborns:
     """The tree that is being made, in the shape of `wanted`."""
 
-    def __init__(self, wanted: Snapshot, place: Place, keep: Sequence[int] = (), namespaces: int = 0) -> None:
-        """`keep`: descriptors of ours that the root has too. `namespaces`: APART, CLONE_NEW* beside the pid namespace."""
-        self.wanted, self.place, self.keep = wanted, place, keep
+    def __init__(self, wanted: Snapshot, place: Place, keep: Sequence[int] = (), *, namespaces: int = 0, own_session: bool = True) -> None:
+        """`keep`: descriptors of ours that the root has too. `namespaces`: APART, CLONE_NEW* beside the pid namespace.
+        `own_session`: False leaves the root in ours, with our terminal."""
+        self.wanted, self.place, self.keep, self.own_session = wanted, place, keep, own_session
         self.init, self._keep = 0, -1  #: APART: the first process of the namespace, and what keeps it
         self.inner: dict[int, int] = {}  #: NEW: a number of the generation -> the number here, threads included
         self._released = False
@@ -67,7 +68,7 @@ class Newborns:
             if code < 0:
                 raise _refused(code, pid)
             return made
-        return _when_free(pid, lambda: core.newborn(0 if self.place is Place.NEW else pid, self.keep))
+        return _when_free(pid, lambda: core.newborn(0 if self.place is Place.NEW else pid, self.keep, own_session=self.own_session))
 
     def _named(self, wanted: int, ours: int) -> None:
         """Takes in the number of a newborn."""
@@ -112,6 +113,11 @@ class Newborns:
         """What we see of them, by the numbers that they know themselves."""
         return renumbered(now, {ours: inner for inner, ours in self.tree.numbers.items()})
 
+    @property
+    def child(self) -> int:
+        """Our child: the root, or the first process of its namespace, which ends as the root ends."""
+        return self.init or self.ref.pid
+
     def release(self) -> None:
         """They are what they should be: from here on they live on without us."""
         self._released = True
@@ -123,56 +129,39 @@ class Newborns:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not self._released:
-            self._kill()
+            kill(self.tree)
         self.tree.close()
         if not self._released:
             self._end()
-
-    def _kill(self) -> None:
-        """Their end is to be seen by us first, who trace them: a namespace cannot end before."""
-        threads = self.tree.threads()
-        for pid in {thread.pid for thread in threads} | {self.ref.pid}:
-            with suppress(CkptError):
-                self.tree.signal(pid, signal.SIGKILL)
-        for tid in sorted((thread.tid for thread in threads), key=lambda tid: tid in {thread.pid for thread in threads}):
-            _wait_for_end(tid)
 
     def _end(self) -> None:
         """Kills and reaps our child: the root, or the first process of its namespace, which takes everybody along."""
         if self._keep >= 0:
             os.close(self._keep)
             self._keep = -1
-        child = self.init or self.ref.pid
         with suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)  # a child of ours: its number is ours until we wait for it
+            os.kill(self.child, signal.SIGKILL)  # a child of ours: its number is ours until we wait for it
         with suppress(ChildProcessError):
-            os.waitpid(child, 0)
+            os.waitpid(self.child, 0)
 
 
 def _when_free(pid: int, make: Callable[[], tuple[int, int]]) -> int:
     """`make` returns (0, the new pid) or (negative errno, 0). A number that only the dead still have is waited for."""
-    deadline = time.monotonic() + _REAP_WAIT_S
+    begin = time.monotonic()
     while True:
         code, made = make()
         if code == 0:
             return made
-        if code != -errno.EEXIST or time.monotonic() > deadline or not all(one.dying for one in holders(pid)):
+        if code != -errno.EEXIST or time.monotonic() - begin > patience(pid):
             raise _refused(code, pid)
-        time.sleep(_REAP_POLL_S)
+        time.sleep(_POLL_S)
 
 
 def _refused(code: int, pid: int) -> CkptError:
     if code == -errno.EEXIST:
         found = holders(pid)
-        why = next((one.text for one in found if not one.dying), found[0].text if found else "is taken")
+        why = min(found, key=lambda one: one.patience_s).text if found else "is taken"
         return RefusedError(f"pid {pid}: {why}: end it, or restore with --new-pid or --pid-namespace")
     if code in (-errno.EPERM, -errno.EACCES):
         return PermissionDeniedError(f"pid {pid}: choosing it needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN: run as root, or use --new-pid")
     return CkptError(f"no process can be made for pid {pid}: {os.strerror(-code)}")
-
-
-def _wait_for_end(tid: int) -> None:
-    """Of a task that we trace and have killed."""
-    with suppress(ChildProcessError):
-        while os.WIFSTOPPED(os.waitpid(tid, _WALL)[1]):
-            pass

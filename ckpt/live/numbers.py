@@ -14,6 +14,7 @@ from pathlib import Path
 from ckpt.procfs import Stat, parse_stat
 
 INIT = 1
+_INIT_WAITS_S, _PARENT_WAITS_S = 10.0, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Holder:
     """`text`: "is taken by ..." """
 
     text: str
-    dying: bool  #: a zombie that init will reap
+    patience_s: float  #: how long it may take until it is gone: 0 for the living
 
 
 def holders(number: int) -> list[Holder]:
@@ -31,19 +32,29 @@ def holders(number: int) -> list[Holder]:
         found.append(_as_task(number, stat))
     for member in _members(number):
         what = "process group" if member.pgid == number else "session"
-        dying = member.state in "ZX" and member.ppid == INIT
-        found.append(Holder(f"is still the number of a {what} (task {member.pid}, {member.comm})", dying))
+        found.append(Holder(f"is still the number of a {what} (task {member.pid}, {member.comm})", _patience(member)))
     return found
+
+
+def patience(number: int) -> float:
+    """Seconds that it is worth waiting for the number; 0: somebody living has it."""
+    return min((one.patience_s for one in holders(number)), default=_INIT_WAITS_S)
+
+
+def _patience(stat: Stat) -> float:
+    if stat.state not in "ZX":
+        return 0.0
+    return _INIT_WAITS_S if stat.ppid == INIT else _PARENT_WAITS_S
 
 
 def _as_task(number: int, stat: Stat) -> Holder:
     group = _thread_group(number)
     if group not in (0, number):
-        return Holder(f"is taken by a thread of task {group} ({stat.comm})", False)
+        return Holder(f"is taken by a thread of task {group} ({stat.comm})", 0.0)
     if stat.state not in "ZX":
-        return Holder(f"is taken by a living process ({stat.comm})", False)
+        return Holder(f"is taken by a living process ({stat.comm})", 0.0)
     text = f"is taken by a zombie ({stat.comm}) that its parent {stat.ppid} has not waited for"
-    return Holder(text, stat.ppid == INIT)
+    return Holder(text, _patience(stat))
 
 
 def _thread_group(number: int) -> int:

@@ -43,7 +43,14 @@ class Streams:
             number = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, ABOVE)
         finally:
             os.close(opened)
+        return self._handed_down(identity, path, flags, number)
+
+    def pass_on(self, fd: int, identity: int, flags: int) -> OpenFile:
+        """Our own standard stream."""
+        return self._handed_down(identity, f"ckpt's own fd {fd}", flags, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, ABOVE))
+
+    def _handed_down(self, identity: int, name: str, flags: int, number: int) -> OpenFile:
         self.numbers.append(number)
-        found = os.fstat(number)
-        terminal = stat.S_ISCHR(found.st_mode) and os.major(found.st_rdev) != 1
-        return given(identity, path, flags, number, pollable=stat.S_ISFIFO(found.st_mode) or terminal)
+        mode = os.fstat(number).st_mode
+        terminal = stat.S_ISCHR(mode) and os.major(os.fstat(number).st_rdev) != 1
+        return given(identity, name, flags, number, pollable=stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or terminal)

@@ -26,11 +26,12 @@ from ckpt.live.newborn import Newborns
 from ckpt.live.newborn import Place as Place
 from ckpt.live.streams import Streams
 from ckpt.model import Plan, Snapshot
+from ckpt.ops import replace as replacing
 from ckpt.ops.baseline import Clock
 from ckpt.ops.restore_pages import Pages
 from ckpt.plan import FileIdentity, paths_of, plan
 from ckpt.plan.family import Family
-from ckpt.plan.reborn import reborn
+from ckpt.plan.reborn import Reborn, reborn
 from ckpt.plan.streams import redirect
 
 SINK_PAGES = 256
@@ -44,6 +45,7 @@ class Request:
     pid: int | None = None  #: whose history is meant, where several are in the store
     place: Place = Place.SAME  #: with the numbers that it had, with new ones, or in a pid namespace of its own
     replace: bool = False  #: kill the living incarnation first
+    foreground: bool = False  #: ckpt stays as the parent: in our session, with our terminal (Result.child is to be waited for)
     stopped: bool = False  #: leave it stopped (SIGCONT lets it go)
     streams: Mapping[int, str] = field(default_factory=dict)  #: descriptor of the root -> path
     tcp: str = "reset"  #: "reset" | "refuse": connections that have moved since
@@ -53,6 +55,7 @@ class Request:
 class Result:
     generation: int
     pid: int
+    child: int  #: our child: the root, or the first process of its namespace
     command: str
     lineage: str
     total_ns: int
@@ -89,13 +92,27 @@ def restore(request: Request, progress: Callable[[str], None] = lambda _text: No
         history = stack.enter_context(open_store(request.store, Mode.READ))
         generation, wanted = history.load(history.resolve(request.generation, pid=request.pid))
         streams = stack.enter_context(Streams())
-        redirected = redirect(wanted, request.streams, streams.open)
+        redirected = redirect(wanted, request.streams, streams.open, streams.pass_on if request.foreground else None)
         clock.lap("opened")
-        born = stack.enter_context(Newborns(wanted, request.place, streams.numbers, CLONE_NEWNS))
+        if request.replace and (old := replacing.living(generation, wanted)) is not None:
+            _rehearse(request, history, generation, redirected.wanted, streams)
+            replacing.end(old)
+            clock.lap("replaced")
+        born = stack.enter_context(_newborns(request, redirected.wanted, streams))
         stack.enter_context(runtime.target_lock(born.ref))
         clock.lap("born")
         run = _Run(request, history, generation, redirected.wanted, born, clock)
         return run.run((*redirected.warnings, *Family(wanted).warnings), progress)
+
+
+def _newborns(request: Request, wanted: Snapshot, streams: Streams) -> Newborns:
+    return Newborns(wanted, request.place, streams.numbers, namespaces=CLONE_NEWNS, own_session=not request.foreground)
+
+
+def _rehearse(request: Request, history: History, generation: Generation, wanted: Snapshot, streams: Streams) -> None:
+    """The plan alone, on newborns that nobody knows: what would be refused is refused before the living one is ended."""
+    with Newborns(wanted, Place.NEW, streams.numbers) as born:
+        _Run(request, history, generation, wanted, born, Clock()).planned()
 
 
 class _Run:
@@ -103,7 +120,8 @@ class _Run:
         self.request, self.history, self.generation = request, history, generation
         self.wanted, self.born, self.clock = wanted, born, clock
 
-    def run(self, warnings: tuple[str, ...], progress: Callable[[str], None]) -> Result:
+    def planned(self) -> tuple[Snapshot, Reborn, Plan]:
+        """The newborns, what they are to become, and how. Raises RefusedError."""
         with core.Sink(SINK_PAGES, "/tmp") as sink:
             now = self.born.seen(Layout(self.born.tree, None, (), sink).take())
         self.clock.lap("looked")
@@ -112,6 +130,10 @@ class _Run:
         if made.refusals:
             more = f" (and {len(made.refusals) - 1} more)" if len(made.refusals) > 1 else ""
             raise RefusedError(made.refusals[0] + more)
+        return now, again, made
+
+    def run(self, warnings: tuple[str, ...], progress: Callable[[str], None]) -> Result:
+        now, again, made = self.planned()
         self.clock.lap("planned")
         progress("restoring pages")
         pages = Pages(self.born.tree, self.history.pages(self.generation.number), again.wanted)
@@ -157,6 +179,7 @@ class _Run:
         return Result(
             self.generation.number,
             self.born.ref.pid,
+            self.born.child,
             self.generation.command,
             self.generation.lineage,
             time.monotonic_ns() - self.clock.start,

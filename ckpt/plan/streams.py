@@ -14,6 +14,8 @@ from ckpt.model import OpenFile, Snapshot
 STANDARD = range(3)
 #: (path, identity, flags) -> the open file
 Opener = Callable[[str, int, int], OpenFile]
+#: (fd, identity, flags) -> ckpt's own standard stream as the open file
+Passer = Callable[[int, int, int], OpenFile]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +24,9 @@ class Redirected:
     warnings: tuple[str, ...]
 
 
-def redirect(wanted: Snapshot, chosen: Mapping[int, str], opener: Opener) -> Redirected:
-    """`chosen`: fd of the root -> path. The same open file stays one: whoever shares it shares what replaces it."""
+def redirect(wanted: Snapshot, chosen: Mapping[int, str], opener: Opener, passer: Passer | None = None) -> Redirected:
+    """`chosen`: fd of the root -> path. `passer`: standard streams that lead out become ours. The same open file stays one:
+    whoever shares it shares what replaces it."""
     root = wanted.task(wanted.root.pid)
     held = {item.fd: item.file for item in root.descriptors}
     files = {file.id: file for file in wanted.files}
@@ -34,7 +37,11 @@ def redirect(wanted: Snapshot, chosen: Mapping[int, str], opener: Opener) -> Red
             changed[held[fd]] = opener(path, held[fd], files[held[fd]].flags)
     for fd in STANDARD:
         file = files.get(held.get(fd, -1))
-        if file is not None and file.id not in changed and leads_out(file):
+        if file is None or file.id in changed or not leads_out(file):
+            continue
+        if passer is not None:
+            changed[file.id] = passer(fd, file.id, file.flags)
+        else:
             changed[file.id] = opener("/dev/null", file.id, file.flags)
             warnings.append(
                 f"fd {fd} of task {root.pid} ({root.comm}): {_what(file)}: /dev/null stands in its place (--fd {fd}=PATH chooses)"

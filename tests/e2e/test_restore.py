@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.harness import WORKLOADS, Ckpt, Victim
+from tests.harness.ckpt import COMMAND
+from tests.harness.victim import PYTHON
 
 Start = Callable[..., Victim]
 #: Not yet: trees, shared objects that nobody holds any more, connections inside the tree.
@@ -71,3 +74,43 @@ def test_beside_the_living_original(name: str, option: str, ckpt: Ckpt, victim: 
         second.verify()
         ckpt.exact(second.pid)
         target.verify()
+
+
+def test_replace_ends_the_living_one(ckpt: Ckpt, victim: Start) -> None:
+    target = victim("threads4")
+    made = ckpt.snapshot(target.pid)
+    refused = ckpt.run("restore", made["generation"])
+    refused.refused(3, str(target.pid), "living process", "--new-pid")
+    target.verify()
+    target.collect()
+    before = target.start_ticks()
+    revive(ckpt, target, made["generation"], "--replace")
+    target.verify()
+    assert target.start_ticks() != before
+    again = ckpt.exact(target.pid)
+    assert again["parent"] == made["generation"]
+
+
+def test_a_refusal_leaves_the_living_one_alone(ckpt: Ckpt, victim: Start, tmp_path: Path) -> None:
+    target = victim("counter")
+    made = ckpt.snapshot(target.pid)
+    next(tmp_path.rglob("counter.txt")).rename(tmp_path / "elsewhere")
+    done = ckpt.run("restore", made["generation"], "--replace", "--fd", "2=/dev/null")
+    done.refused(3, "counter.txt", "is gone")
+    target.verify()
+
+
+def test_foreground_passes_streams_and_status(ckpt: Ckpt, tmp_path: Path) -> None:
+    """The program reads our standard input, writes our standard output, and its exit status is ours."""
+    code = "import sys; print('up', flush=True); line = sys.stdin.readline(); print('got', line.strip(), flush=True); sys.exit(42)"
+    with subprocess.Popen([PYTHON, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"up\n"
+        made = ckpt.snapshot(first.pid)
+        first.kill()
+    for option in ((), ("--pid-namespace",)):
+        done = subprocess.run(
+            [*COMMAND, "restore", str(made["generation"]), "--foreground", *option],
+            input="hello\n", capture_output=True, text=True, env=ckpt.environment, timeout=60, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (42, "got hello\n"), done.stderr

@@ -58,6 +58,7 @@ PHASES = {
     "pages": "all pages are back",
     "registers": "registers, masks and signals are back",
     # a restore
+    "replaced": "the living incarnation was ended, its number is free",
     "born": "an empty process with the wanted number stands, seized; it dies with ckpt",
     "looked": "the newborn's layout is known",
     "ended": "the newborn is what the generation says, the bridge is gone, nobody is let go yet",

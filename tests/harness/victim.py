@@ -13,6 +13,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -225,6 +226,11 @@ class Victim:
         self._kill_all()
         self._wait()
         self._reaped()
+
+    def collect(self) -> None:
+        """Waits for the process in a thread of its own, as a shell or an init would: its number is free once it has ended."""
+        assert self.process is not None
+        threading.Thread(target=self.process.wait, daemon=True).start()
 
     def revive(self, restore: Callable[[Sequence[str]], int]) -> None:
         """Calls `restore` with the words that connect the restored program's standard input and output with us; it gives the pid."""
