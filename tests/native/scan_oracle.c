@@ -288,6 +288,8 @@ static void model_take(struct model *model, struct model *old, const ckpt_sink *
     const struct ckpt_space_runs *spaces;
     uint64_t in_memory, total, last = 0;
     size_t count = ckpt_sink_spaces(sink, &spaces);
+    if (!count)
+        return; /* a pre-copy that brings nothing (untracked, it could not stop the victim) begins no space */
     const struct ckpt_space_runs *space = &spaces[count - 1];
     const uint8_t *data = ckpt_sink_data(sink, &in_memory, &total) + space->data_offset;
     for (size_t i = 0; i < space->run_count; i++) {

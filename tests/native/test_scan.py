@@ -17,6 +17,8 @@ from ckpt.live import act, core
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["-DSCAN_DENSE_PAGES=32u", "-DSCAN_PAIR_PAGES=256u", "-DCOPY_PAIR_PAGES=16u"]
+#: A fault of the judge shows each time, not once in a hundred runs.
+SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 def compiled(name: str, out: Path, *flags: str) -> Path:
@@ -28,7 +30,7 @@ def compiled(name: str, out: Path, *flags: str) -> Path:
 
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compiled("scan_oracle", tmp_path_factory.mktemp("scan"), *SMALL)
+    return compiled("scan_oracle", tmp_path_factory.mktemp("scan"), *SMALL, *SANITIZE)
 
 
 @pytest.fixture(scope="module")
