@@ -212,6 +212,9 @@ NAMED = {
     "always writing": [["background 12"], ["write 0 3 1 5 store"], ["background 12"], ["write 0 3 1 6 store"], ["same 0 3 1"]],
     "zeros and the same again": [["zero 0 3 9"], ["same 0 0 40"], ["zero 0 3 9"], ["write 0 3 3 1 store", "zero 0 3 3"]],
     "stack": [["stack 150"], ["stack 20"], ["stack 300"]],
+    # The victim itself ended by these once, so that the programs around them were not judged.
+    "a hole that another mapping could take": [["unmap 4 26 14", "background 12"], ["map 4 private 1"], ["write 4 0 1 3 store"]],
+    "a memfd mapped beyond its end": [["remap 2 90"], ["write 2 40 16 3 alias"], ["write 2 40 16 4 store"], ["write 2 44 4 5 alias"]],
 }
 
 

@@ -171,13 +171,18 @@ static int through_memory(struct slot *slot, struct job *job, bool alias) {
     char *other = alias ? mmap(NULL, job->pages * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, slot->memory, (off_t)offset) : NULL;
     if (other == MAP_FAILED)
         return errno;
+    if (alias) { /* may lie behind the memfd's end: a fault like any store's */
+        struct job there = {other, job->pages, job->seed, 0};
+        store(&there);
+        return munmap(other, job->pages * PAGE) ? errno : there.error;
+    }
     for (size_t page = 0; page < job->pages; page++) {
         char text[PAGE];
-        fill_page(alias ? other + page * PAGE : text, job->seed, page);
-        if (!alias && pwrite(slot->memory, text, PAGE, (off_t)(offset + page * PAGE)) != (ssize_t)PAGE)
+        fill_page(text, job->seed, page);
+        if (pwrite(slot->memory, text, PAGE, (off_t)(offset + page * PAGE)) != (ssize_t)PAGE)
             return errno;
     }
-    return alias && munmap(other, job->pages * PAGE) ? errno : 0;
+    return 0;
 }
 
 static int do_write(struct slot *slot, size_t at, size_t pages, uint64_t seed, const char *how) {
@@ -246,9 +251,12 @@ static void *write_always(void *argument) {
 static int do_background(size_t pages) {
     static pthread_t thread;
     background_pages = 0;
-    char *at = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    /* Far from the slots: into a hole that "unmap" left in one the kernel would put it otherwise, and the next "map" of that slot pulls it away. */
+    static uintptr_t place = 0x100000000000;
+    char *at = mmap((void *)place, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
     if (at == MAP_FAILED)
         return errno;
+    place += (pages + 16) * PAGE;
     background = at; /* the mapping before it stays: the thread may still be in it */
     background_pages = pages;
     return thread ? 0 : pthread_create(&thread, NULL, write_always, NULL);
@@ -290,9 +298,20 @@ static int do_reap(void) {
     return 0;
 }
 
+/* Gives back only what it took: what lies below is malloc's. */
+static int do_brk(long pages) {
+    static long taken;
+    if (taken + pages < 0)
+        return ERANGE;
+    if (sbrk(pages * (long)PAGE) == (void *)-1)
+        return errno;
+    taken += pages;
+    return 0;
+}
+
 static int do_process(const char *word, long number) {
     if (strcmp(word, "brk") == 0)
-        return sbrk(number * (long)PAGE) == (void *)-1 ? errno : 0;
+        return do_brk(number);
     if (strcmp(word, "stack") == 0)
         return deeper((size_t)number), 0;
     if (strcmp(word, "background") == 0)
