@@ -45,11 +45,16 @@ def rule(phase: str, number: int, rng: random.Random) -> str:
     return kill_in(phase, rng.randint(1, 6))
 
 
+def mapped(victim: RemoteVictim) -> set[str]:
+    """All mappings but the stack, which grows by itself."""
+    return {line for line in victim.maps() if "[stack]" not in line}
+
+
 @pytest.mark.parametrize("victim", VICTIMS, indirect=True)
 @pytest.mark.parametrize("phase", PHASES)
 def test_the_target_survives_a_kill(victim: RemoteVictim, phase: str, tmp_path: Path) -> None:
     rng = random.Random(f"{phase} {victim.file.name[:12]}")
-    maps = len(victim.maps())
+    maps = mapped(victim)
     plain = {fd: link for fd, link in victim.descriptors().items() if "userfaultfd" not in link}
     for number in range(times(2, 20)):
         chosen = rule(phase, number, rng)
@@ -60,7 +65,8 @@ def test_the_target_survives_a_kill(victim: RemoteVictim, phase: str, tmp_path: 
         assert sum(faults.fired().values()) == 1, f"{chosen} did not happen: {faults.hits()}"
         victim.goes_on()
     with frozen(victim.pid) as tree:
-        assert len(victim.maps()) == maps, "a bridge was left"
+        changed = mapped(victim) ^ maps
+        assert not changed, f"a bridge was left, or a mapping was lost: {changed}"
         assert batch(tree, victim.pid, [(39,)])[0] == [victim.pid]
     with opened(victim.pid) as tree:
         track = ffi.new("struct ckpt_track *")

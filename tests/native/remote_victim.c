@@ -40,6 +40,11 @@ static void good(void) {
     atomic_fetch_add(&report->rounds, 1);
     atomic_fetch_add(&report->by_thread[me], 1);
 }
+/* Every thread of the mode is there (a test counts mappings, and each thread brings its stack). Only the first thread says so. */
+static void prepared(void) {
+    if (me == 0)
+        atomic_store(&report->ready, 1);
+}
 static void bad(uint64_t detail) {
     atomic_store(&report->detail, detail);
     atomic_fetch_add(&report->wrong, 1);
@@ -151,6 +156,7 @@ static void registers_once(uint64_t seed) {
 }
 
 static void *registers(void *unused) {
+    prepared();
     for (uint64_t seed = 16;; seed++)
         registers_once(seed);
     return unused;
@@ -163,6 +169,7 @@ static uint64_t clock_ns(void) {
 }
 
 static void *sleeps(void *unused) {
+    prepared();
     for (;;) {
         struct timespec rest, want = {.tv_nsec = 3000000};
         uint64_t from = clock_ns();
@@ -193,6 +200,7 @@ static void *epolls(void *unused) {
     struct epoll_event wanted = {.events = EPOLLIN}, got;
     epoll_ctl(poller, EPOLL_CTL_ADD, event, &wanted);
     pthread_create(&feeder, NULL, feed_event, NULL);
+    prepared();
     for (;;) {
         uint64_t count;
         if (epoll_wait(poller, &got, 1, -1) != 1)
@@ -214,6 +222,7 @@ static void *pauses(void *unused) {
     struct itimerval every = {{0, 2000}, {0, 2000}};
     sigaction(SIGALRM, &action, NULL);
     setitimer(ITIMER_REAL, &every, NULL);
+    prepared();
     for (;;) {
         int before = alarms;
         if (pause() != -1 || errno != EINTR)
@@ -244,6 +253,7 @@ static void *masked(void *unused) {
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, NULL);
     pthread_create(&feeder, NULL, feed_pipe, NULL);
+    prepared();
     for (;; wanted++) {
         sigset_t now;
         if (read(ends[0], &got, 1) != 1 || got != wanted)
@@ -297,6 +307,7 @@ static void *handlers(void *unused) {
     sigaction(SIGUSR1, &action, NULL);
     for (uintptr_t i = 0; i < THREADS - 1; i++)
         pthread_create(&crew[i], NULL, numbered, (void *)(i + 1));
+    prepared();
     for (unsigned i = 0;; i++) {
         usleep(300);
         pthread_kill(crew[i % 8], SIGUSR1);
@@ -342,9 +353,7 @@ int main(int argc, char **argv) {
     report = mmap(NULL, sizeof *report, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     close(fd);
     for (size_t i = 0; i < sizeof modes / sizeof modes[0]; i++)
-        if (!strcmp(argv[1], modes[i].name)) {
-            atomic_store(&report->ready, 1);
+        if (!strcmp(argv[1], modes[i].name))
             modes[i].body(NULL);
-        }
     return 2;
 }
