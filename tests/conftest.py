@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import SOAK, Ckpt, Skipped, Victim
+from tests.harness import SOAK, Ckpt, Skipped, Victim, progress, soak, time_is_up
 
 
 @pytest.fixture
@@ -32,6 +32,23 @@ def victim(tmp_path: Path) -> Iterator[Callable[..., Victim]]:
         yield start
 
 
+def pytest_report_header() -> list[str]:
+    if not SOAK:
+        return []
+    return [f"soak: at most {soak.MINUTES:g} minutes (CKPT_SOAK_MINUTES); CKPT_SOAK_SEED={soak.SEED} takes the same choices again"]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if time_is_up():
+        pytest.skip(f"time is up: not begun within {soak.MINUTES:g} minutes")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" or report.outcome != "passed":
+        progress(f"{report.outcome} {report.nodeid} ({report.duration:.1f} s)")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A soak test runs in `make soak` alone. One that takes the fixture `victim` needs the right to ptrace and, for injection, root."""
     if not SOAK:
@@ -51,6 +68,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for report in skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         terminalreporter.write_line(f"skipped {report.nodeid}: {reason}")
+    if SOAK:
+        terminalreporter.write_line(f"soak: {soak.seconds() / 60:.1f} minutes, CKPT_SOAK_SEED={soak.SEED}; done:")
+        for what, number in sorted(soak.done.items()):
+            terminalreporter.write_line(f"{number:8,}  {what}")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
