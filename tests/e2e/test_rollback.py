@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import WORKLOADS, Ckpt, Victim, times
+from tests.harness import WORKLOADS, Ckpt, Victim, did, times
 from tests.harness.victim import HERE, build
 
 Start = Callable[..., Victim]
@@ -58,6 +58,7 @@ def test_ten_times(name: str, ckpt: Ckpt, victim: Start) -> None:
     for turn in range(times(10, 100)):
         roll(ckpt, target, made[turn * 2 % 3])
         target.verify()
+        did(f"rollbacks back and forth, {name}")
         if turn % 3 == 2:
             ckpt.exact(target.pid)
     ckpt.sound()

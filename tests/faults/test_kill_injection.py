@@ -15,7 +15,7 @@ import pytest
 
 from native._native import ffi, lib
 from tests.faults.faults import Faults, kill_at, kill_in
-from tests.harness.soak import times
+from tests.harness.soak import did, times
 from tests.native.remote import RemoteVictim, batch, build, check, frozen, opened, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: acts on other processes")
@@ -64,6 +64,7 @@ def test_the_target_survives_a_kill(victim: RemoteVictim, phase: str, tmp_path: 
         assert killed.returncode == -signal.SIGKILL
         assert sum(faults.fired().values()) == 1, f"{chosen} did not happen: {faults.hits()}"
         victim.goes_on()
+        did(f"kill -9 of an injection, {phase}, {victim.mode}")
     with frozen(victim.pid) as tree:
         changed = mapped(victim) ^ maps
         assert not changed, f"a bridge was left, or a mapping was lost: {changed}"

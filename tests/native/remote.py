@@ -29,6 +29,7 @@ class RemoteVictim:
     """A running remote_victim: rounds it made, what it found wrong."""
 
     def __init__(self, program: Path, mode: str, folder: Path) -> None:
+        self.mode = mode
         self.file = folder / f"report-{mode}-{os.urandom(3).hex()}"
         self.process = subprocess.Popen([program, mode, self.file])
         self.pid = self.process.pid

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import did
+
 HERE = Path(__file__).resolve().parent
 
 #: case -> iterations in an ordinary run; a soak multiplies them
@@ -65,3 +67,4 @@ def test_freeze(programs: Path, case: str) -> None:
 @pytest.mark.parametrize("case", ["busy", "signals", "churn", "tracer-dies"])
 def test_freeze_soak(programs: Path, case: str) -> None:
     assert run(programs / "test_freeze", case, str(FREEZES[case] * 20), timeout=600).endswith("PASS\n")
+    did(f"freezes of the native test {case}", FREEZES[case] * 20)

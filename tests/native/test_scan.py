@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ckpt.live import act, core
+from tests.harness import did, soak, time_is_up
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["-DSCAN_DENSE_PAGES=32u", "-DSCAN_PAIR_PAGES=256u", "-DCOPY_PAIR_PAGES=16u"]
@@ -47,6 +48,19 @@ def test_runs_give_back_every_page(oracle: Path, seed: int) -> None:
     assert result["wrong"] == 0
     assert result["checked"] > 1000
     assert result["same"] > 3000, "nothing was incremental"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("mode", ["incremental", "own", "compare"])
+def test_many_runs_give_back_every_page(oracle: Path, mode: str) -> None:
+    for turn in range(40):
+        if time_is_up():
+            break
+        command = [str(oracle), "50", str(soak.SEED + turn), mode]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, f"{' '.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}"
+        assert json.loads(done.stdout)["wrong"] == 0
+        did(f"rounds of the scan's oracle, {mode}", 50)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: takes a descriptor of another process")
