@@ -13,13 +13,15 @@ from pathlib import Path
 import pytest
 
 from tests.faults.faults import PHASES, Faults, kill_at, kill_in
-from tests.harness import Ckpt, Victim, did, times
+from tests.harness import SOAK, Ckpt, Victim, did, times
 
 Start = Callable[..., Victim]
 KILLS = times(1, 20)  #: of each victim in each phase
 CERTAIN = 24  #: calls of a phase that every run makes
 #: All registers live; in nanosleep; in epoll_wait; 16 threads.
 VICTIMS = ("registers", "sleeper", "epoll", "busy16")
+#: `make test` shares the time of a store between two of them.
+TOGETHER = [(name,) for name in VICTIMS] if SOAK else [VICTIMS[:2], VICTIMS[2:]]
 
 #: What is killed where: name -> does the target already have a tracker; the phases, in turn; at the mark itself, or walking
 #: through the system calls between it and the next mark, kill by kill.
@@ -52,7 +54,7 @@ def rule_for(turn: int, phases: tuple[str, ...], how: str, passages: dict[str, i
     assert phase in passages, f"no passage of the mark {phase}: {passages}"
     if how == AT_MARK or calls == 0:
         return kill_at(phase)
-    return kill_in(phase, 1 + (turn * calls // KILLS) % calls)
+    return kill_in(phase, 1 + (turn * calls // max(KILLS, 2)) % calls)
 
 
 def unharmed(target: Victim) -> None:
@@ -70,21 +72,21 @@ def proven(faults: Faults, rule: str) -> None:
 
 
 @pytest.mark.parametrize("phase", SNAPSHOT_KILLS)
-@pytest.mark.parametrize("first_victim", [0, 2])
-def test_killed_snapshot(phase: str, first_victim: int, ckpt: Ckpt, victim: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", TOGETHER, ids="+".join)
+def test_killed_snapshot(phase: str, names: tuple[str, ...], ckpt: Ckpt, victim: Start, tmp_path: Path) -> None:
     armed, phases, how = SNAPSHOT_KILLS[phase]
-    running = {name: victim(name) for name in VICTIMS[first_victim : first_victim + 2]}
+    running = {name: victim(name) for name in names}
     plain = Faults(tmp_path)
     ckpt.snapshot(victim("counter").pid, faults=plain)
     held: list[int] = []
     if armed:
         held += [ckpt.snapshot(target.pid)["generation"] for target in running.values()]
-    for turn in range(2 * KILLS):
-        name = list(running)[turn % 2]
-        if not armed and turn >= 2:  # the first injection happens once in a life
+    for turn in range(KILLS * len(names)):
+        which, name = turn % len(names), names[turn % len(names)]
+        if not armed and turn >= len(names):  # the first injection happens once in a life
             running[name].end()
             running[name] = victim(name)
-        target, rule = running[name], rule_for(turn // 2 + turn % 2, phases, how, plain.hits())
+        target, rule = running[name], rule_for(turn // len(names) + which, phases, how, plain.hits())
         faults = Faults(tmp_path, rule)
         done = ckpt.run("snapshot", target.pid, "--json", faults=faults)
         assert done.killed, f"{rule}: exit {done.code}, passages {faults.hits()}: {done.err}"
