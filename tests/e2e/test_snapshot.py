@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import stat
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -65,7 +63,7 @@ def test_a_freeze_is_invisible(name: str, ckpt: Ckpt, victim: Start) -> None:
     running = ckpt.start("snapshot", target.pid, "--every", "20ms", "--json")
     try:
         start = time.monotonic()
-        while running.poll() is None and (time.monotonic() < start + 2 or taken(ckpt) <= 10) and time.monotonic() < start + 30:
+        while running.poll() is None and (time.monotonic() < start + 2 or ckpt.taken() <= 10) and time.monotonic() < start + 30:
             target.verify()
         assert running.poll() is None, ckpt.finish(running)
     finally:
@@ -73,15 +71,6 @@ def test_a_freeze_is_invisible(name: str, ckpt: Ckpt, victim: Start) -> None:
         running.wait(20)
     unharmed(target)
     assert len(ckpt.generations()) > 10
-
-
-def taken(ckpt: Ckpt) -> int:
-    """Generations so far, asked of the file itself."""
-    try:
-        with closing(sqlite3.connect(f"file:{ckpt.store}?mode=ro", uri=True)) as store:
-            return int(store.execute("select count(*) from generations").fetchone()[0])
-    except sqlite3.OperationalError:
-        return 0  # not made yet
 
 
 def test_without_a_mode_it_says_which(ckpt: Ckpt, victim: Start) -> None:

@@ -138,9 +138,12 @@ def test_watching_a_program_that_ends(ckpt: Ckpt, victim: Start) -> None:
     """--every ends with its target: exit 0, every generation whole."""
     target = victim("sleeper")
     running = ckpt.start("snapshot", target.pid, "--every", "30ms", "--json")
-    time.sleep(1.5)
+    deadline = time.monotonic() + 30
+    while ckpt.taken() < 3 and running.poll() is None:
+        assert time.monotonic() < deadline, "no generations"
+        time.sleep(0.05)
     target.end()
     done = ckpt.finish(running, 30)
     assert done.code == 0, done.err
-    assert ckpt.generations()
+    assert len(ckpt.generations()) >= 3
     ckpt.sound()

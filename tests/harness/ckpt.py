@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +112,14 @@ class Ckpt:
 
     def generations(self) -> list[int]:
         return sorted(one["number"] if "number" in one else one["generation"] for one in self.json("log")["generations"])
+
+    def taken(self) -> int:
+        """Generations so far, asked of the file itself while another ckpt writes it."""
+        try:
+            with closing(sqlite3.connect(f"file:{self.store}?mode=ro", uri=True)) as store:
+                return int(store.execute("select count(*) from generations").fetchone()[0])
+        except sqlite3.OperationalError:
+            return 0  # not made yet
 
     def sound(self) -> None:
         """The store passes every check."""

@@ -13,7 +13,7 @@ import struct
 import termios
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ckpt.kinds.base import Answer, FdKind, RawDescriptor, RawTask, TaskKind, Work, fd_kinds
@@ -159,3 +159,11 @@ def _diag(ino: int) -> bytes:
 def close(fds: Iterable[int]) -> None:
     for fd in fds:
         os.close(fd)
+
+
+def until(true: Callable[[], bool], what: str, seconds: float = 10) -> None:
+    """Waits for what another party brings about: loopback and the scheduler may be late on a busy machine."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.002)

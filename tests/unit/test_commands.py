@@ -19,6 +19,7 @@ import pytest
 
 from ckpt.cli import main as frame
 from tests.unit import histories
+from tests.unit.here import until
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -207,7 +208,8 @@ def test_interrupted_is_one_line_and_130(template: Path) -> None:
         cwd=Path(frame.__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
-    time.sleep(1)
+    until(lambda: any(os.path.realpath(fd) == str(template) for fd in Path(f"/proc/{process.pid}/fd").iterdir()), "the store to be open")
+    time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (130, "", "ckpt: interrupted\n")

@@ -17,7 +17,7 @@ import pytest
 
 from ckpt.kinds.base import CannotUndo, Moved, Unsupported, fd_kinds, peers, with_outside
 from ckpt.model import OpenFile
-from tests.unit.here import capture, close, kind_of, look, run
+from tests.unit.here import capture, close, kind_of, look, run, until
 
 LIBC = ctypes.CDLL(None)
 
@@ -84,14 +84,15 @@ def test_timerfd_relative_gets_what_remained() -> None:
     wanted = capture(fd)
     assert wanted.state["ticks"] >= 3
     itimerspec(fd, 5, 100)
+    begin = time.monotonic()
     after = back(fd, wanted)
     assert after.state["ticks"] >= wanted.state["ticks"]  # it runs again already
-    assert after.state["ticks"] <= wanted.state["ticks"] + 2
+    assert after.state["ticks"] <= wanted.state["ticks"] + (time.monotonic() - begin) / 0.005 + 1
     assert after.state["interval"] == 5_000_000
     itimerspec(fd, 0, 100)
     long = capture(fd)
     itimerspec(fd, 0, 3)
-    assert 99.9e9 < back(fd, long).state["remaining"] <= long.state["remaining"]
+    assert 90e9 < back(fd, long).state["remaining"] <= long.state["remaining"]
     itimerspec(fd, 0, 0)
     idle = capture(fd)
     itimerspec(fd, 0, 3)
@@ -264,17 +265,16 @@ def connection() -> tuple[socket.socket, socket.socket, socket.socket]:
 def test_tcp_that_stood_still_is_kept() -> None:
     server, client, served = connection()
     client.send(b"hello")
-    time.sleep(0.05)
+    until(lambda: served.recv(9, socket.MSG_PEEK) == b"hello", "the bytes")
     assert served.recv(3) == b"hel"
     wanted = capture(served.fileno())
     assert (wanted.kind, wanted.state["state"], wanted.state["consumed"], wanted.state["written"]) == ("tcp", "ESTABLISHED", 3, 0)
     client.send(b"more that nobody has read")
     served.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    time.sleep(0.05)
+    until(lambda: len(served.recv(99, socket.MSG_PEEK)) > 20, "the bytes")
     assert back(served.fileno(), wanted) == wanted
     client.close()
-    time.sleep(0.05)
-    assert capture(served.fileno()).state["state"] == "CLOSE_WAIT"
+    until(lambda: capture(served.fileno()).state["state"] == "CLOSE_WAIT", "the end to arrive")
     assert kind("tcp").adjust(served.fileno(), capture(served.fileno()), wanted) == []
     served.close()
     server.close()
@@ -292,9 +292,8 @@ def test_tcp_that_moved_says_so() -> None:
     with pytest.raises(Moved, match="is gone"):
         made(wanted)
     served.send(b"abc")
-    time.sleep(0.05)
+    until(lambda: capture(served.fileno()).state["written"] == 3, "the bytes to be told")
     wanted = capture(served.fileno())
-    assert wanted.state["written"] == 3
     assert served.recv(99) == b"12345"
     with pytest.raises(Moved, match="5 bytes were read and 0 written"):
         kind("tcp").adjust(served.fileno(), capture(served.fileno()), wanted)
