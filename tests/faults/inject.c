@@ -12,7 +12,8 @@
  * Invariants
  *  1. Without CKPT_FAULT and CKPT_FAULT_COUNTERS everything passes through unchanged.
  *  2. A fault is counted (slot "fired") before it happens: what the file says did happen, happened in that phase.
- *  3. Only the process that ran ckpt is hit: a process that came by fork (not exec) has another pid and passes through.
+ *  3. Only the process that ran ckpt is hit: a process that came by fork (not exec) has another pid and passes through, unless
+ *     it calls inject_again().
  *  4. The real function is found in whichever loaded object exports it: Python loads _native with RTLD_LOCAL, where
  *     RTLD_NEXT does not look. The caller must reach its functions through the PLT (sys.h says so).
  */
@@ -116,9 +117,14 @@ static void parse_rule(const char *text, size_t bytes) {
     rule_count++;
 }
 
-__attribute__((constructor)) static void start(void) {
+/* For a process that came by fork and is to be a ckpt of its own: begins anew with its environment (tests/harness/zygote.py). */
+__attribute__((constructor)) void inject_again(void) {
     const char *text = getenv("CKPT_FAULT"), *file = getenv("CKPT_FAULT_COUNTERS");
     owner = getpid();
+    rule_count = 0;
+    slots = NULL;
+    memset(rules, 0, sizeof rules);
+    copy_name(phase, "start", 5);
     if (file) {
         int fd = open(file, O_RDWR | O_CLOEXEC);
         if (fd >= 0) {

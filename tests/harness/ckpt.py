@@ -15,8 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.faults import Faults
+from tests.harness.soak import SOAK
+from tests.harness.zygote import Zygote
 
 ROOT = Path(__file__).resolve().parents[2]
+BY_EXEC = 10  #: in a soak one command in so many is a fresh interpreter
+ZYGOTE = Zygote()
 COMMAND = (sys.executable, "-c", "import sys; from ckpt.cli.main import main; sys.exit(main())")
 
 
@@ -50,6 +54,8 @@ class Outcome:
 
 class Ckpt:
     """ckpt with a store and a run-time folder of its own."""
+
+    runs = 0
 
     def __init__(self, folder: Path, store: Path | None = None) -> None:
         self.folder = folder
@@ -90,7 +96,17 @@ class Ckpt:
     def run(
         self, *words: str | int | Path, faults: Faults | None = None, env: Mapping[str, str] | None = None, timeout_s: float = 120.0
     ) -> Outcome:
-        return self.finish(self.start(*words, faults=faults, env=env), timeout_s)
+        Ckpt.runs += 1
+        if not SOAK or Ckpt.runs % BY_EXEC == 0:
+            return self.finish(self.start(*words, faults=faults, env=env), timeout_s)
+        out, err = (self.folder / f"{name}-{os.urandom(4).hex()}" for name in ("out", "err"))
+        environment = {**self.environment, **(faults.env() if faults else {}), **(env or {})}
+        code = ZYGOTE.run([str(word) for word in words], environment, out, err, timeout_s)
+        assert code is not None, f"ckpt hangs: {err.read_text()}{out.read_text()}"
+        outcome = Outcome(code, out.read_text(), err.read_text())
+        out.unlink()
+        err.unlink()
+        return outcome
 
     def json(self, *words: str | int | Path, faults: Faults | None = None) -> Any:
         return self.run(*words, "--json", faults=faults).json
