@@ -61,6 +61,8 @@ def _split(connection: sqlite3.Connection, head: Mapping[int, Layout], most: int
         live.mark(layout)
     old, fresh = packs.Packer(connection, most), packs.Packer(connection, most)
     first = 0
+    # Deleted at the end: what is written into pages that the same transaction freed is journalled, which doubles the bytes.
+    moved: list[int] = []
     chosen, finished = _chosen(connection, live, most, budget)
     for block, number in chosen:
         pack = packs.load(connection, number, data=True)
@@ -71,9 +73,10 @@ def _split(connection: sqlite3.Connection, head: Mapping[int, Layout], most: int
             first = block
         fresh.take(pack, live, True)
         old.take(pack, live, False)
-        packs.delete(connection, [number])
+        moved.append(number)
     fresh.flush()
     old.flush()
+    packs.delete(connection, moved)
     return finished
 
 

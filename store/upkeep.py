@@ -111,8 +111,8 @@ def repack(connection: sqlite3.Connection, numbers: list[int], live: packs.Live)
         pack = packs.load(connection, number, data=True)
         if pack is not None:
             packer.take(pack, live, True)
-            packs.delete(connection, [number])
     packer.flush()
+    packs.delete(connection, numbers)  # last: pages that the same transaction freed and used again would go through the journal
 
 
 def _give_back(connection: sqlite3.Connection, progress: Progress | None) -> None:
