@@ -53,7 +53,11 @@ def insert(connection: sqlite3.Connection, packs: Sequence[Pack]) -> None:
         "INSERT INTO packs VALUES (?, ?, ?, ?, ?)", [(p.number, p.frames, len(p.data), p.contents, p.lengths) for p in packs]
     )
     connection.executemany("INSERT INTO pack_blocks VALUES (?, ?)", [(block, p.number) for p in packs for block in blocks_of(p.contents)])
-    connection.executemany("INSERT INTO pack_data VALUES (?, ?)", [(p.number, p.data) for p in packs])
+    # Into the BLOB's pages at once: bound as a parameter, each would be copied once more, into fresh memory.
+    for p in packs:
+        connection.execute("INSERT INTO pack_data VALUES (?, zeroblob(?))", (p.number, len(p.data)))
+        with connection.blobopen("pack_data", "data", p.number) as blob:
+            blob.write(p.data)
 
 
 def delete(connection: sqlite3.Connection, numbers: Iterable[int]) -> None:

@@ -9,7 +9,7 @@ from os import PathLike, fspath
 from types import TracebackType
 from typing import Any
 
-from store import fsck, upkeep
+from store import fsck, tending, upkeep
 from store.database import connect, open_database, raw_descriptor, return_descriptor, transaction, translated, writer_lock
 from store.layouts import Layout
 from store.manifests import load_layout
@@ -67,10 +67,25 @@ class Store(AbstractContextManager["Store"]):
 
     # ---- writing ----
 
-    def begin(self, parent: int | None) -> Writer:
-        """A writer of one generation. Raises StoreError locked, read-only, no-generation."""
+    def begin(self, parent: int | None, *, tend: bool = True) -> Writer:
+        """A writer of one generation. Raises StoreError locked, read-only, no-generation.
+
+        Leaving it after the publication does what `tend` does; who has something to report first says False and calls `tend` then.
+        """
         self._must_write()
-        return Writer(self._connection, self.path, self._key, parent, self._timeout_s)
+        return Writer(self._connection, self.path, self._key, parent, self._timeout_s, tend)
+
+    def tend(self, number: int) -> bool:
+        """After generation `number` was published and reported: puts together what is read together, where that has become due
+        (tending.py; FORMAT.md, "Keeping together"). Returns whether it had. Another writer goes first: then it stays due."""
+        self._must_write()
+        try:
+            with translated(self.path), writer_lock(self.path, 0.0):
+                return tending.tend(self._connection, number)
+        except StoreError as error:
+            if error.kind != "locked":
+                raise
+            return False
 
     def remove(self, number: int) -> None:
         """Removes a generation; its children become its parent's. Space comes back with gc. Raises StoreError tagged."""

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from store import packs
 from store.database import transaction
 from store.layouts import Layout
+from store.manifests import load_layouts
 from store.records import StoreError
 
 __all__ = ["tend"]
@@ -31,20 +32,19 @@ _FRAMES_LEAST = 128
 _CHECK = 16
 
 
-def tend(connection: sqlite3.Connection, lineage: str, head: Mapping[int, Layout]) -> None:
-    """After a generation of this lineage was published; `head` are its layouts. What goes wrong here harms nothing and is not reported."""
-    resident = sum(pages - zero for pages, zero in (layout.pages() for layout in head.values()))
-    row = connection.execute("SELECT untended, untended_bytes, tended_pack FROM lineages WHERE lineage = ?", (lineage,)).fetchone()
-    stored, size, last = row
-    if stored < max(resident // _EVERY, _LEAST):
-        return
+def tend(connection: sqlite3.Connection, number: int) -> bool:
+    """After generation `number` was published; whether anything was due. What goes wrong here harms nothing and is not reported."""
     try:
+        due = _due(connection, number)
+        if due is None:
+            return False
+        lineage, resident, stored, size, last = due
         with transaction(connection):
             most = min(max(resident // _EVERY, _FRAMES_LEAST), packs.FRAMES_MAX)
             now = packs.next_number(connection)
             span = max(1, resident * (now - last) // (stored * _SPAN))
             budget = max(_BUDGET * size, _BUDGET_LEAST)
-            finished = _split(connection, head, most, span, min(budget, _BUDGET_MOST))
+            finished = _split(connection, load_layouts(connection, number), most, span, min(budget, _BUDGET_MOST))
             if finished or budget <= _BUDGET_MOST:
                 connection.execute(
                     "UPDATE lineages SET untended = 0, untended_bytes = 0, tended_pack = ? WHERE lineage = ?",
@@ -52,6 +52,17 @@ def tend(connection: sqlite3.Connection, lineage: str, head: Mapping[int, Layout
                 )
     except (sqlite3.Error, StoreError, MemoryError):
         pass  # a full disk, a damaged pack: everything is where it was, and fsck tells
+    return True
+
+
+def _due(connection: sqlite3.Connection, number: int) -> tuple[str, int, int, int, int] | None:
+    """(lineage, resident pages, pages and bytes stored since the last time, the next pack then), where it pays to look."""
+    row = connection.execute(
+        "SELECT lineage, (SELECT coalesce(sum(pages - zero_pages), 0) FROM spaces s WHERE s.generation = g.generation), "
+        "untended, untended_bytes, tended_pack FROM generations g JOIN lineages USING (lineage) WHERE generation = ?",
+        (number,),
+    ).fetchone()
+    return row if row is not None and row[2] >= max(row[1] // _EVERY, _LEAST) else None
 
 
 def _split(connection: sqlite3.Connection, head: Mapping[int, Layout], most: int, span: int, budget: int) -> bool:

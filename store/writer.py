@@ -31,14 +31,17 @@ _PAGES = ("resident", "dirty", "read", "zero", "deduplicated", "stored")
 
 
 class Writer(AbstractContextManager["Writer"]):
-    """Made by `Store.begin`. Leaving the `with` without `publish` abandons everything."""
+    """Made by `Store.begin`. Leaving the `with` without `publish` abandons everything; after it, `tend_after`, it tends what is due."""
 
-    def __init__(self, connection: sqlite3.Connection, path: str, key: bytes, parent: int | None, timeout_s: float) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, path: str, key: bytes, parent: int | None, timeout_s: float, tend_after: bool
+    ) -> None:
         self._connection = connection
         self._path = path
         self._parent = parent
         self._stack = ExitStack()
-        self._published = False
+        self._published: int | None = None
+        self._tend_after = tend_after
         with translated(path):
             self._stack.enter_context(writer_lock(path, timeout_s))
         try:
@@ -165,7 +168,7 @@ class Writer(AbstractContextManager["Writer"]):
 
         `rows`: {table: rows} for processes, threads, mappings and descriptors, without the generation's number.
         """
-        if self._published:
+        if self._published is not None:
             raise RuntimeError("published already")
         unfinished = sorted(set(self._added) - set(self._final))
         if unfinished:
@@ -183,8 +186,7 @@ class Writer(AbstractContextManager["Writer"]):
                 insert_changes(connection, number, changed)
                 for table, table_rows in rows.items():
                     insert_rows(connection, table, number, table_rows)
-            self._published = True
-            tend(connection, generation.lineage, self._final)
+        self._published = number
         return number
 
     def _insert_generation(self, connection: sqlite3.Connection, g: Generation) -> int:
@@ -211,8 +213,11 @@ class Writer(AbstractContextManager["Writer"]):
     def close(self) -> None:
         """Abandons what was not published: its packs go, as far as the disk allows now, else with the next gc."""
         try:
-            if not self._published and (self._orphans or self._pending is not None):
+            if self._published is None and (self._orphans or self._pending is not None):
                 self._drop_orphans()
+            if self._published is not None and self._tend_after:
+                tend(self._connection, self._published)
+                self._tend_after = False
         finally:
             self._stack.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -38,7 +39,7 @@ def command(
     from ckpt.errors import UsageError
     from ckpt.history.names import check_tag
     from ckpt.history.upkeep import parse_policy
-    from ckpt.ops.periodic import parse_interval, repeat
+    from ckpt.ops.periodic import parse_interval, prune, repeat, tend
     from ckpt.ops.snapshot import Request, Result, snapshot
 
     if full and incremental:
@@ -57,6 +58,7 @@ def command(
             output.print_json(result.json())
         else:
             describe(result.json())
+        sys.stdout.flush()  # before the store tends itself
 
     if every is not None:
         repeat(request, parse_interval(every), keep, show)
@@ -64,9 +66,8 @@ def command(
     with output.progress(f"snapshot of {pid}") as step:
         made = snapshot(request, step)
     show(made)
+    tend(store, made.generation.number)
     if keep is not None:
-        from ckpt.ops.periodic import prune
-
         prune(store, keep)
 
 

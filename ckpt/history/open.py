@@ -61,7 +61,7 @@ class History:
     @contextmanager
     def begin(self, parent: int | None) -> Iterator[Recording]:
         """A new generation in the making; left without commit, nothing of it is there."""
-        with self.store.begin(parent) as writer:
+        with self.store.begin(parent, tend=False) as writer:  # that comes after the report: `tend`
             yield Recording(writer, parent)
 
     def rows(self, table: str, generation: int) -> Sequence[dict[str, Any]]:

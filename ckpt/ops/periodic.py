@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,16 +32,25 @@ def repeat(request: Request, seconds: float, keep: str | None, show: Callable[[R
     request = replace(request, start_ticks=runtime.start_ticks(request.pid))  # never of a stranger who got its number
     while True:
         try:
-            show(snapshot(request if taken == 0 else replace(request, mode="auto", tag=None)))
+            made = snapshot(request if taken == 0 else replace(request, mode="auto", tag=None))
         except CkptError:
             if taken == 0 or runtime.lives(request.pid, request.start_ticks):
                 raise
             return  # the process has ended by itself, perhaps in the middle of this one: the work is done
+        show(made)
+        tend(request.store, made.generation.number)
         taken += 1
         if keep is not None:
             prune(request.store, keep)
         due = max(due + seconds, time.monotonic())
         time.sleep(max(0.0, due - time.monotonic()))
+
+
+def tend(store: Path | None, number: int) -> None:
+    """The store's own work after a generation was reported, a tenth of a second now and then: nobody waits for it, and what goes
+    wrong in it is not the snapshot's failure."""
+    with suppress(CkptError), open_store(store, Mode.WRITE) as history:
+        history.store.tend(number)
 
 
 def prune(store: Path | None, policy: str) -> list[int]:
