@@ -36,8 +36,8 @@ int st_map_append_all(st_map *map, const struct st_extent *extents, size_t count
 int st_map_overlay(const st_map *base, const st_map *top, st_map **ret_map);
 /* What overlaid on a gives b: b's contents where they differ, absent where only a has a page. */
 int st_map_diff(const st_map *a, const st_map *b, st_map **ret_map);
-/* The pages that layout names, with their contents: -ENODATA and the page when one is unknown, -EINVAL when unsorted. */
-int st_map_select(const st_map *known, const struct st_run *layout, size_t count, st_map **ret_map, uint64_t *ret_page);
+/* The pages that layout names, with top's contents or, where it has none, base's: -ENODATA and the page when one is unknown, -EINVAL when unsorted. */
+int st_map_select(const st_map *base, const st_map *top, const struct st_run *layout, size_t count, st_map **ret_map, uint64_t *ret_page);
 /* Pages at the same or another place in b whose content is in a too (zero pages aside). */
 int st_map_shared(const st_map *a, const st_map *b, uint64_t *ret_pages);
 /* The map as runs: DATA, ZERO and ABSENT, neighbours joined; into a buffer of as many runs as there are extents. Returns how many. */

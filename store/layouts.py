@@ -70,11 +70,11 @@ class Layout:
         """What overlaid on self gives wanted."""
         return self._made(lib.st_map_diff, "layout", self.pointer, wanted.pointer)
 
-    def select(self, runs: Any) -> Layout:
-        """The pages that runs name. Raises StoreError(io) and names the page where self does not know one."""
+    def select(self, runs: Any, top: Layout | None = None) -> Layout:
+        """The pages that runs name, as `top` has them or else self. Raises StoreError(io) and names the page where neither knows one."""
         array, count = runs_buffer(runs)
         out, page = ffi.new("st_map **"), ffi.new("uint64_t *")
-        result = lib.st_map_select(self.pointer, array, count, out, page)
+        result = lib.st_map_select(self.pointer, (top or EMPTY).pointer, array, count, out, page)
         if result == -errno.ENODATA:
             raise StoreError("io", f"page {page[0]:#x} is named by the layout, but neither added nor in the parent generation")
         if result == -errno.EINVAL:

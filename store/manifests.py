@@ -17,15 +17,19 @@ from store.layouts import ABSENT, EMPTY, Layout
 from store.records import StoreError
 
 __all__ = [
+    "Prepared",
     "Stored",
     "change_rows",
     "changes",
+    "decode_stored",
     "drop_unused_manifests",
     "insert_changes",
     "load_layout",
     "load_layouts",
-    "load_stored",
+    "prepare",
+    "spent",
     "store_layout",
+    "stored_rows",
 ]
 
 _SIGNED = struct.Struct("<qqII")  #: struct st_extent as SQLite's integers are: absent is -1; the last is padding, 0
@@ -59,14 +63,22 @@ def _decode(number: int, space: int, manifest: int | None, base: int | None, dat
         raise StoreError("damaged", f"generation {number}, space {space}: its manifest is damaged ({error})") from None
 
 
-def load_stored(connection: sqlite3.Connection, number: int) -> dict[int, Stored]:
-    """The layout of every space of the generation, with its manifest."""
-    return {row[0]: _decode(number, *row) for row in connection.execute(_LAYOUT, (number,))}
+_Rows = list[tuple[int, int | None, int | None, bytes | None, bytes | None]]
+
+
+def stored_rows(connection: sqlite3.Connection, number: int) -> _Rows:
+    """What `decode_stored` takes, as the file has it."""
+    return connection.execute(_LAYOUT, (number,)).fetchall()
+
+
+def decode_stored(number: int, rows: _Rows) -> dict[int, Stored]:
+    """The layout of every space of the generation, with its manifest. No SQL: another thread may do it."""
+    return {row[0]: _decode(number, *row) for row in rows}
 
 
 def load_layouts(connection: sqlite3.Connection, number: int) -> dict[int, Layout]:
     """The layout of every space of the generation."""
-    return {space: stored.layout for space, stored in load_stored(connection, number).items()}
+    return {space: stored.layout for space, stored in decode_stored(number, stored_rows(connection, number)).items()}
 
 
 def load_layout(connection: sqlite3.Connection, number: int, space: int) -> Layout:
@@ -79,23 +91,41 @@ def load_layout(connection: sqlite3.Connection, number: int, space: int) -> Layo
     return EMPTY
 
 
-def store_layout(connection: sqlite3.Connection, number: int, space: int, layout: Layout, old: Stored | None, changed: bool) -> None:
-    """Gives the space of the new generation its manifest: the parent's where nothing changed, a difference, or a base."""
-    manifest: int | None = None
-    if old is not None:
-        manifest = _store_difference(connection, old, layout) if changed else old.manifest
-    if manifest is None:
-        manifest = connection.execute("INSERT INTO manifests (base, layout) VALUES (NULL, ?)", (layout.encode(),)).lastrowid
-    connection.execute("INSERT INTO spaces VALUES (?, ?, ?, ?, ?)", (number, space, *layout.pages(), manifest))
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A space of a new generation, ready to be stored."""
+
+    pages: tuple[int, int]
+    changed: Layout  #: against the parent
+    manifest: int | None  #: the parent's, where nothing changed
+    base: int | None  #: of a new manifest; None: it is a base itself
+    encoded: bytes
 
 
-def _store_difference(connection: sqlite3.Connection, old: Stored, layout: Layout) -> int | None:
-    """None: it is time for a new base."""
+def spent(connection: sqlite3.Connection, old: Stored) -> int:
+    """Bytes of all differences from the manifest's base."""
+    return int(connection.execute("SELECT coalesce(sum(length(layout)), 0) FROM manifests WHERE base = ?", (old.base,)).fetchone()[0])
+
+
+def prepare(layout: Layout, old: Stored | None, spent_bytes: int) -> Prepared:
+    """Which manifest the layout gets: the parent's where nothing changed, a difference, or a base. No SQL: another thread may do it."""
+    if old is None:
+        return Prepared(layout.pages(), layout, None, None, layout.encode())
+    changed = old.layout.diff(layout)
+    if not len(changed):
+        return Prepared(layout.pages(), changed, old.manifest, None, b"")
     encoded = old.base_layout.diff(layout).encode()
-    spent = connection.execute("SELECT coalesce(sum(length(layout)), 0) FROM manifests WHERE base = ?", (old.base,)).fetchone()[0]
-    if spent + len(encoded) > max(old.base_bytes, 4096):
-        return None
-    return connection.execute("INSERT INTO manifests (base, layout) VALUES (?, ?)", (old.base, encoded)).lastrowid
+    if spent_bytes + len(encoded) <= max(old.base_bytes, 4096):
+        return Prepared(layout.pages(), changed, None, old.base, encoded)
+    return Prepared(layout.pages(), changed, None, None, layout.encode())
+
+
+def store_layout(connection: sqlite3.Connection, number: int, space: int, ready: Prepared) -> None:
+    """Gives the space of the new generation its manifest."""
+    manifest = ready.manifest
+    if manifest is None:
+        manifest = connection.execute("INSERT INTO manifests (base, layout) VALUES (?, ?)", (ready.base, ready.encoded)).lastrowid
+    connection.execute("INSERT INTO spaces VALUES (?, ?, ?, ?, ?)", (number, space, *ready.pages, manifest))
 
 
 def drop_unused_manifests(connection: sqlite3.Connection) -> None:

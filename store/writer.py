@@ -17,7 +17,7 @@ from store import index, packs
 from store._pages import ffi, lib
 from store.database import PAGE_SIZE, transaction, translated, writer_lock
 from store.layouts import EMPTY, Layout, check, runs_buffer
-from store.manifests import Stored, changes, insert_changes, load_stored, store_layout
+from store.manifests import Prepared, Stored, decode_stored, insert_changes, prepare, spent, store_layout, stored_rows
 from store.records import Counts, Generation, StoreError
 from store.tending import tend
 
@@ -59,9 +59,14 @@ class Writer(AbstractContextManager["Writer"]):
         check(lib.st_writer_new(ffi.from_buffer("uint8_t[]", key), packs.next_number(self._connection), PAGE_SIZE, out), "writer")
         self._writer = ffi.gc(out[0], lib.st_writer_free)
         self._segments = index.attach(self._connection, self._writer)
-        self._parents: dict[int, Stored] = load_stored(self._connection, self._parent) if self._parent is not None else {}
+        # Layouts are decoded, compared and encoded by a thread of their own: nobody waits for the parent's while pages come in, nor for
+        # the new ones' manifests while packs are written.
+        self._layouter = ThreadPoolExecutor(1)
+        self._stack.callback(self._layouter.shutdown)
+        rows = stored_rows(self._connection, self._parent) if self._parent is not None else []
+        self._parents: Future[dict[int, Stored]] = self._layouter.submit(decode_stored, self._parent or 0, rows)
         self._added: dict[int, Layout] = {}
-        self._final: dict[int, Layout] = {}
+        self._final: dict[int, Future[Prepared]] = {}
         self._held: list[packs.Pack] = []
         self._held_bytes = 0
         self._pool: ThreadPoolExecutor | None = None
@@ -108,12 +113,13 @@ class Writer(AbstractContextManager["Writer"]):
 
         Raises StoreError(io) where a page is named that was neither added nor in the parent: the capture was wrong.
         """
-        parent, added = self._parents.get(space), self._added.get(space, EMPTY)
-        known = parent.layout.overlay(added) if parent is not None else added
+        parent, added = self._parents.result().get(space), self._added.get(space, EMPTY)
         try:
-            self._final[space] = known.select(runs)
+            layout = (parent.layout if parent is not None else EMPTY).select(runs, added)
         except StoreError as error:
             raise StoreError(error.kind, f"space {space}: {error}") from None
+        spent_bytes = spent(self._connection_idle(), parent) if parent is not None else 0
+        self._final[space] = self._layouter.submit(prepare, layout, parent, spent_bytes)
 
     def _counts(self) -> tuple[int, ...]:
         out = ffi.new("struct st_counts *")
@@ -180,9 +186,10 @@ class Writer(AbstractContextManager["Writer"]):
                 packs.insert(connection, self._held)
                 index.add_segment(connection, self._writer)
                 number = self._insert_generation(connection, generation)
-                changed = changes({space: stored.layout for space, stored in self._parents.items()}, self._final)
-                for space, layout in sorted(self._final.items()):
-                    store_layout(connection, number, space, layout, self._parents.get(space), space in changed)
+                changed = {space: old.layout.diff(EMPTY) for space, old in self._parents.result().items() if space not in self._final}
+                for space, ready in sorted(self._final.items()):
+                    store_layout(connection, number, space, ready.result())
+                    changed[space] = ready.result().changed
                 insert_changes(connection, number, changed)
                 for table, table_rows in rows.items():
                     insert_rows(connection, table, number, table_rows)

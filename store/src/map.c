@@ -54,6 +54,22 @@ static int grow(st_map *map)
     return 0;
 }
 
+int st_map_new_room(size_t room, st_map **ret_map)
+{
+    st_map *map;
+    int r = st_map_new(&map);
+    if (r < 0)
+        return r;
+    map->extents = malloc((room + 1) * sizeof(*map->extents));
+    if (!map->extents) {
+        st_map_free(map);
+        return -ENOMEM;
+    }
+    map->room = room + 1;
+    *ret_map = map;
+    return 0;
+}
+
 int st_map_append(st_map *map, uint64_t page, uint64_t id, uint32_t count)
 {
     if (!count)
@@ -144,7 +160,7 @@ static int visit_overlay(void *context, uint64_t page, uint32_t count, uint64_t 
 int st_map_overlay(const st_map *base, const st_map *top, st_map **ret_map)
 {
     struct overlay o = {.top = top};
-    int r = st_map_new(&o.out);
+    int r = st_map_new_room(base->count + 2 * top->count, &o.out);
     if (r < 0)
         return r;
     return finish(walk(base, top, visit_overlay, &o), o.out, ret_map);
@@ -164,33 +180,45 @@ int st_map_diff(const st_map *a, const st_map *b, st_map **ret_map)
     return finish(walk(a, b, visit_diff, out), out, ret_map);
 }
 
-/* Appends known's contents for [page, page + count); *cursor only moves forward. */
-static int select_run(const st_map *known, size_t *cursor, uint64_t page, uint32_t count, st_map *out, uint64_t *ret_page)
+/* The first extent of map that ends behind page; *cursor only moves forward. */
+static const struct st_extent *at_or_behind(const st_map *map, size_t *cursor, uint64_t page)
 {
-    uint64_t end = page + count;
-    while (page < end) {
-        while (*cursor < known->count && known->extents[*cursor].page + known->extents[*cursor].count <= page)
-            ++*cursor;
-        const struct st_extent *e = *cursor < known->count ? &known->extents[*cursor] : NULL;
+    while (*cursor < map->count && map->extents[*cursor].page + map->extents[*cursor].count <= page)
+        ++*cursor;
+    return *cursor < map->count ? &map->extents[*cursor] : NULL;
+}
+
+/* Appends contents for [page, page + count): top's where it has any, else base's. */
+static int select_run(const st_map *base, const st_map *top, size_t cursors[2], uint64_t page, uint32_t count, st_map *out, uint64_t *ret_page)
+{
+    uint64_t end = page + count, stop;
+    for (; page < end; page = stop) {
+        const struct st_extent *e = at_or_behind(top, &cursors[1], page);
+        uint64_t limit = end;
+        if (!e || e->page > page) { /* not in top, whose next extent ends what base has to say */
+            limit = e && e->page < end ? e->page : end;
+            e = at_or_behind(base, &cursors[0], page);
+        }
         if (!e || e->page > page) {
             *ret_page = page;
             return -ENODATA;
         }
-        uint64_t stop = e->page + e->count < end ? e->page + e->count : end;
+        stop = e->page + e->count < limit ? e->page + e->count : limit;
         int r = st_map_append(out, page, st_id_at(e->id, page - e->page), (uint32_t)(stop - page));
         if (r < 0)
             return r;
-        page = stop;
     }
     return 0;
 }
 
-int st_map_select(const st_map *known, const struct st_run *layout, size_t count, st_map **ret_map, uint64_t *ret_page)
+int st_map_select(const st_map *base, const st_map *top, const struct st_run *layout, size_t count, st_map **ret_map, uint64_t *ret_page)
 {
     st_map *out;
-    size_t cursor = 0;
+    size_t cursors[2] = {0, 0};
     uint64_t end = 0;
-    int r = st_map_new(&out);
+    int r = st_map_new_room(base->count + 2 * top->count, &out);
+    if (r < 0)
+        return r;
     for (size_t i = 0; r == 0 && i < count; i++) {
         const struct st_run *run = &layout[i];
         if (run->page < end) {
@@ -199,7 +227,7 @@ int st_map_select(const st_map *known, const struct st_run *layout, size_t count
         } else if (run->content == ST_ZERO)
             r = st_map_append(out, run->page, ST_ZERO_ID, run->count);
         else if (run->content != ST_ABSENT)
-            r = select_run(known, &cursor, run->page, run->count, out, ret_page);
+            r = select_run(base, top, cursors, run->page, run->count, out, ret_page);
         end = run->page + run->count;
     }
     return finish(r, out, ret_map);

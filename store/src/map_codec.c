@@ -10,6 +10,7 @@
 
 #define HEAD 18u
 #define WORST 25u /* bytes of one triple: 10 + 5 + 10 */
+#define LEAST 3u
 
 void st_free(void *pointer) { free(pointer); }
 
@@ -89,14 +90,14 @@ int st_map_decode(const uint8_t *bytes, size_t size, st_map **ret_map)
         return -EBADMSG;
     memcpy(&extents, bytes + 2, 8);
     memcpy(&plain_size, bytes + 10, 8);
-    if (extents > UINT64_C(1) << 36 || plain_size > extents * WORST || plain_size != ZSTD_getFrameContentSize(bytes + HEAD, size - HEAD))
+    if (extents > UINT64_C(1) << 36 || plain_size > extents * WORST || plain_size < extents * LEAST || plain_size != ZSTD_getFrameContentSize(bytes + HEAD, size - HEAD))
         return -EBADMSG;
     uint8_t *plain = malloc(plain_size + 1);
     if (!plain)
         return -ENOMEM;
     size_t got = ZSTD_decompress(plain, plain_size, bytes + HEAD, size - HEAD);
     st_map *map = NULL;
-    int r = st_map_new(&map);
+    int r = st_map_new_room(extents, &map);
     if (r == 0)
         r = !ZSTD_isError(got) && got == plain_size ? parse(plain, plain + plain_size, extents, map) : -EBADMSG;
     free(plain);
