@@ -120,6 +120,8 @@ int ckpt_track_disarm(ckpt_tree *tree, const struct ckpt_track *track);
 typedef struct ckpt_sink ckpt_sink;
 /* bytes: size of the page buffer, allocated and touched ahead. What does not fit goes to an unlinked file in spill_dir. */
 int ckpt_sink_new(size_t bytes, const char *spill_dir, ckpt_sink **ret_sink);
+/* For pre-copy and looks: nothing is touched ahead, and what does not fit fails (-ENOMEM). */
+int ckpt_sink_new_running(size_t bytes, ckpt_sink **ret_sink);
 void ckpt_sink_free(ckpt_sink *sink);
 void ckpt_sink_reset(ckpt_sink *sink);
 

@@ -118,11 +118,14 @@ def raise_fault(fault: Fault, code: int, what: str, root: int) -> NoReturn:
 
 
 class Sink:
-    """Where a capture puts what it reads: records, runs, page bytes (a touched buffer, then an unlinked spill file)."""
+    """Where a capture puts what it reads: records, runs, page bytes (a touched buffer, then an unlinked spill file).
 
-    def __init__(self, pages: int, spill_dir: str) -> None:
-        handle = ffi.new("ckpt_sink **")
-        code = int(lib.ckpt_sink_new(pages * PAGE, spill_dir.encode(), handle))
+    `spill_dir` None: for work on a running tree. Then nothing is touched ahead, and there is only the buffer.
+    """
+
+    def __init__(self, pages: int, spill_dir: str | None) -> None:
+        handle, size = ffi.new("ckpt_sink **"), pages * PAGE
+        code = int(lib.ckpt_sink_new_running(size, handle) if spill_dir is None else lib.ckpt_sink_new(size, spill_dir.encode(), handle))
         if code < 0:
             raise CkptError(f"no memory for a buffer of {pages} pages: {os.strerror(-code)}")
         self.handle: Any = handle[0]

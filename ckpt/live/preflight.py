@@ -213,7 +213,7 @@ def _look(tree: Tree) -> RawCapture:
         for row in table().wants
     ]
     options = core.CaptureOptions(proc_files=(), thread_files=(), wants=wants, questions=(), tracks=())
-    with core.Sink(1, "/tmp") as sink:
+    with core.Sink(1, None) as sink:
         for attempt in range(LOOKS):
             sink.reset()
             try:

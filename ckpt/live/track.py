@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from ckpt.errors import CkptError
 from ckpt.live import core
@@ -19,6 +22,7 @@ from ckpt.procfs import parse_stat, parse_status
 TRACKERS = {"uffd": core.UFFD, "softdirty": core.SOFT_DIRTY, "compare": core.COMPARE}
 SINK_PAGES_MIN, SINK_PAGES_MAX = 1024, 3072  #: 4 MiB (two huge pages) to 12 MiB: what does not fit is written to a file while frozen
 SINK_COMPARED_MAX = 24576  #: 96 MiB: with the rest of ckpt still well below 256 MB
+PIECE_PAGES_MIN, PIECE_PAGES_MAX = 512, 2048  #: of pre-copy: 2 MiB (one huge page) to 8 MiB
 ROUNDS_MAX = 4
 CONVERGED = 256  #: pages: copying so many while frozen takes less than 0.4 ms
 
@@ -104,6 +108,12 @@ def sink_pages(expected: int) -> int:
     return max(SINK_PAGES_MIN, min(SINK_PAGES_MAX, expected + expected // 4 + 64))
 
 
+def piece_pages(expected: int) -> int:
+    """Pages of one piece of pre-copy: a quarter of a small round, so that storing begins early; whole huge pages, still in the
+    processor's cache when they are hashed."""
+    return max(PIECE_PAGES_MIN, min(PIECE_PAGES_MAX, -(-expected // 4 // PIECE_PAGES_MIN) * PIECE_PAGES_MIN))
+
+
 def compared_pages(tracks: Sequence[core.Track]) -> int:
     """Room for what is read whole while frozen; beyond SINK_COMPARED_MAX it goes through the spill file."""
     whole = [one.pid for one in tracks if one.tracker == core.COMPARE]
@@ -116,46 +126,60 @@ Consumer = Callable[[core.Track, core.Sink], None]
 
 
 class Precopy:
-    """Rounds of pre-copy with two sinks: while one is stored by a thread of its own, the other is filled."""
+    """Rounds of pre-copy in pieces: while a thread of its own stores one, the next is filled. Leaving waits for the last."""
 
-    def __init__(
-        self, tree: core.Tree, sinks: tuple[core.Sink, core.Sink], consume: Consumer, progress: Callable[[str, int, int], None]
-    ) -> None:
-        self.tree, self.sinks, self.consume, self.progress = tree, sinks, consume, progress
+    def __init__(self, tree: core.Tree, expected: int, consume: Consumer, progress: Callable[[str, int, int], None]) -> None:
+        """`expected`: pages that are dirty now."""
+        self.tree, self.expected, self.consume, self.progress = tree, expected, consume, progress
         self.written = 0
         self.rounds = 0
+        self._stack = ExitStack()
 
-    def run(self, tracks: Sequence[core.Track], rounds: int | None, expected: int) -> None:
-        """`rounds` None: as many as pay, up to ROUNDS_MAX; `expected`: pages that are dirty now."""
-        last = expected
-        with ThreadPoolExecutor(1) as pool:
-            while self.rounds < (ROUNDS_MAX if rounds is None else rounds):
-                if rounds is None and last <= CONVERGED:
-                    break
-                before = last
-                last = sum(self._round(track, pool, before) for track in tracks)
-                self.written += last
-                self.rounds += 1
-                # What one round copied is what was written during the round before it; no gain, no more rounds.
-                if rounds is None and self.rounds > 1 and last > before * 3 // 4:
-                    break
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._sinks = [stack.enter_context(core.Sink(piece_pages(self.expected), None)) for _ in range(2)]
+            self._waiting: list[Future[None] | None] = [None, None]
+            self._pool = stack.enter_context(ThreadPoolExecutor(1))
+            self._stack = stack.pop_all()
+        return self
 
-    def _round(self, track: core.Track, pool: ThreadPoolExecutor, expected: int) -> int:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._stack:
+            if error is None:
+                for turn in range(2):
+                    self._wait(turn)
+
+    def run(self, tracks: Sequence[core.Track], rounds: int | None) -> None:
+        """`rounds` None: as many as pay, up to ROUNDS_MAX."""
+        last = self.expected
+        while self.rounds < (ROUNDS_MAX if rounds is None else rounds):
+            if rounds is None and last <= CONVERGED:
+                break
+            before = last
+            last = sum(self._round(track, before) for track in tracks)
+            self.written += last
+            self.rounds += 1
+            # What one round copied is what was written during the round before it; no gain, no more rounds.
+            if rounds is None and self.rounds > 1 and last > before * 3 // 4:
+                break
+
+    def _round(self, track: core.Track, expected: int) -> int:
         if track.tracker == core.COMPARE:
             return 0
         cursor, written, turn = 0, 0, 0
-        waiting: list[Future[None] | None] = [None, None]
         while cursor != core.CURSOR_END:
-            sink, busy = self.sinks[turn], waiting[turn]
-            if busy is not None:
-                busy.result()
+            self._wait(turn)
+            sink = self._sinks[turn]
             sink.reset()
             cursor, result = self.tree.precopy(track, sink, cursor)
             written += result.written
             self.progress(f"copying while it runs, round {self.rounds + 1}", written, max(expected, written))
-            waiting[turn] = pool.submit(self.consume, track, sink)
+            self._waiting[turn] = self._pool.submit(self.consume, track, sink)
             turn ^= 1
-        for busy in waiting:
-            if busy is not None:
-                busy.result()
         return written
+
+    def _wait(self, turn: int) -> None:
+        """Until that sink's pages are stored; raises what storing them raised."""
+        busy, self._waiting[turn] = self._waiting[turn], None
+        if busy is not None:
+            busy.result()

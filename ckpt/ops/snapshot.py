@@ -180,32 +180,27 @@ class _Run:
         self, stack: ExitStack, recording: Recording, spaces: Spaces, armed: track.Armed, incremental: bool
     ) -> tuple[int, core.Sink]:
         """Streams what is dirty to the store while the target runs. Returns the pages read and the sink for the freeze."""
-        expected = 0
-        for one in armed.tracks:
-            if one.tracker != core.COMPARE:
-                count = self.tree.scan_count(one)
-                expected += count.written if incremental else count.resident
-        spill = str(self.history.path.parent)
-        size = track.sink_pages(expected) + track.compared_pages(armed.tracks)
-        sink = stack.enter_context(core.Sink(size, spill))
+        expected = sum(count.written if incremental else count.resident for count in self._counts(armed))
+        compared, spill = track.compared_pages(armed.tracks), str(self.history.path.parent)
         rounds = 0 if self.request.kill else self.request.precopy
         if rounds == 0 or armed.tracker == "compare" or (rounds is None and expected <= track.CONVERGED):
-            return 0, sink
-        other = stack.enter_context(core.Sink(size, spill))
+            return 0, stack.enter_context(core.Sink(track.sink_pages(expected) + compared, spill))
 
         def consume(one: core.Track, full: core.Sink) -> None:
             for part in full.spaces():
                 for runs, data in batches(full, part):
                     recording.add(spaces.store(part.space), runs, data)
 
-        rounds_done = track.Precopy(self.tree, (sink, other), consume, self.progress)
-        rounds_done.run(armed.tracks, rounds, expected)
-        sink.reset()
-        for one in armed.tracks:
-            if one.tracker != core.COMPARE:
-                self.tree.scan_count(one)  # the core learns anew where the fast scan will do: a third of the frozen time
+        with track.Precopy(self.tree, expected, consume, self.progress) as ahead:
+            ahead.run(armed.tracks, rounds)
+            # While the last piece is being stored. The core learns anew where the fast scan will do: a third of the frozen time.
+            left = sum(count.written for count in self._counts(armed))
+            sink = stack.enter_context(core.Sink(track.sink_pages(left) + compared, spill))
         self.clock.lap("precopied")
-        return rounds_done.written, sink
+        return ahead.written, sink
+
+    def _counts(self, armed: track.Armed) -> list[core.ScanResult]:
+        return [self.tree.scan_count(one) for one in armed.tracks if one.tracker != core.COMPARE]
 
     def _store(self, recording: Recording, sink: core.Sink, spaces: Spaces) -> int:
         pages = 0

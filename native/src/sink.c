@@ -1,10 +1,11 @@
 /* sink.c: what a capture fills and its caller reads: records, runs by space, page bytes.
  *
- * Buffers, each one anonymous mapping that is touched ahead (fresh memory costs 3-5 us a page here, which would be paid
- * inside the frozen window; in huge pages a tenth of that) and kept over resets:
+ * Buffers, each one anonymous mapping, kept over resets. For a freeze they are touched ahead (fresh memory costs 3-5 us a
+ * page here, which would be paid inside the frozen window; in huge pages a tenth of that), for work on a running target
+ * not: there they cost what is used of them.
  *   records  a byte stream of struct ckpt_record + payload, 8-aligned; grows by mremap
  *   runs     struct ckpt_run of all spaces one after the other; grows by mremap
- *   pages    fixed size; what does not fit goes through a staging buffer to an unlinked file in spill_dir
+ *   pages    fixed size; what does not fit goes through a staging buffer to an unlinked file in spill_dir, if there is one
  *
  * Invariants
  *  1. Page bytes are one logical stream: offset o is pages[o] below the buffer's size, the spill file's o - size above.
@@ -38,13 +39,18 @@ static void *map_memory(size_t bytes) {
     return memory == MAP_FAILED ? NULL : memory;
 }
 
-/* Touched ahead, in huge pages where there are any. */
+/* In huge pages where there are any. */
+static void *map_huge(size_t bytes) {
+    void *memory = map_memory(bytes);
+    if (memory && bytes >= HUGE_PAGE)
+        madvise(memory, bytes, MADV_HUGEPAGE);
+    return memory;
+}
+
 static void *map_touched(size_t bytes) {
-    uint8_t *memory = map_memory(bytes);
+    uint8_t *memory = map_huge(bytes);
     if (!memory)
         return NULL;
-    if (bytes >= HUGE_PAGE)
-        madvise(memory, bytes, MADV_HUGEPAGE);
     if (madvise(memory, bytes, POPULATE_WRITE) == 0)
         return memory;
     if (errno == ENOMEM) { /* not the refusal of an old kernel: there is no such room */
@@ -71,8 +77,8 @@ static int area_grow(struct area *area, size_t need) {
     return 0;
 }
 
-static int area_new(struct area *area, size_t size) {
-    area->at = map_touched(size);
+static int area_new(struct area *area, size_t size, bool touched) {
+    area->at = touched ? map_touched(size) : map_memory(size);
     area->size = size;
     area->used = 0;
     return area->at ? 0 : -ENOMEM;
@@ -85,29 +91,52 @@ static void area_free(struct area *area) {
 
 static size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
-int ckpt_sink_new(size_t bytes, const char *spill_dir, ckpt_sink **ret_sink) {
+static int areas_new(ckpt_sink *sink, bool touched) {
+    int error = sink->pages ? 0 : -ENOMEM;
+    if (!error)
+        error = area_new(&sink->records, RECORDS_RESERVE, touched);
+    if (!error)
+        error = area_new(&sink->runs, RUNS_RESERVE, touched);
+    return error;
+}
+
+static ckpt_sink *sink_alloc(size_t bytes) {
     ckpt_sink *sink = calloc(1, sizeof *sink);
+    if (sink) {
+        sink->spill = -1;
+        sink->page_size = round_up(bytes ? bytes : CKPT_PAGE, CKPT_PAGE);
+    }
+    return sink;
+}
+
+static int sink_give(ckpt_sink *sink, int error, ckpt_sink **ret_sink) {
+    if (error)
+        ckpt_sink_free(sink);
+    else
+        *ret_sink = sink;
+    return error;
+}
+
+int ckpt_sink_new(size_t bytes, const char *spill_dir, ckpt_sink **ret_sink) {
+    ckpt_sink *sink = sink_alloc(bytes);
     if (!sink)
         return -ENOMEM;
-    sink->spill = -1;
-    sink->page_size = round_up(bytes ? bytes : CKPT_PAGE, CKPT_PAGE);
     sink->pages = map_touched(sink->page_size);
     sink->staging = map_touched(STAGING);
-    int error = sink->pages && sink->staging ? 0 : -ENOMEM;
-    if (!error)
-        error = area_new(&sink->records, RECORDS_RESERVE);
-    if (!error)
-        error = area_new(&sink->runs, RUNS_RESERVE);
+    int error = sink->staging ? areas_new(sink, true) : -ENOMEM;
     if (!error) {
         sink->spill = open(spill_dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
         error = sink->spill < 0 ? -errno : 0;
     }
-    if (error) {
-        ckpt_sink_free(sink);
-        return error;
-    }
-    *ret_sink = sink;
-    return 0;
+    return sink_give(sink, error, ret_sink);
+}
+
+int ckpt_sink_new_running(size_t bytes, ckpt_sink **ret_sink) {
+    ckpt_sink *sink = sink_alloc(bytes);
+    if (!sink)
+        return -ENOMEM;
+    sink->pages = map_huge(sink->page_size);
+    return sink_give(sink, areas_new(sink, false), ret_sink);
 }
 
 void ckpt_sink_free(ckpt_sink *sink) {
@@ -273,7 +302,7 @@ uint8_t *sink_room(ckpt_sink *sink, size_t want, size_t *ret_got) {
         return sink->pages + sink->total;
     }
     *ret_got = want < STAGING ? want : STAGING;
-    return sink->staging;
+    return sink->staging; /* NULL: nothing can be spilled */
 }
 
 static int spill(ckpt_sink *sink, size_t bytes) {
