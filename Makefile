@@ -6,7 +6,9 @@ SOURCES := $(C_SOURCES) pyproject.toml setup.py scripts/setup
 
 .PHONY: setup test demo lint unit native e2e bench soak clean
 
+# Compiled ahead: where Python may not write beside the sources, each command would compile all of them (0.1 s).
 setup: .venv/.ready
+	@$(PY) -m compileall -q bpf ckpt native store
 
 .venv/.ready: $(SOURCES)
 	scripts/setup

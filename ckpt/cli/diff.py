@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ckpt.compare import Difference, Field
-    from ckpt.history.analysis import PageChanges
+    from ckpt.history.changes import PageChanges
 
 _MARKS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", None)}
 _TITLES = {
@@ -36,7 +36,7 @@ def command(
     json: JsonOption = False,
 ) -> None:
     from ckpt.compare import compare
-    from ckpt.history.analysis import changed_pages
+    from ckpt.history.changes import changed_pages
     from ckpt.history.open import open_store
 
     with open_store(store) as history:

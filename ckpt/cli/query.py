@@ -11,7 +11,7 @@ from ckpt.cli import output
 from ckpt.cli.options import JsonOption, StoreOption
 
 if TYPE_CHECKING:
-    from ckpt.history.analysis import Answer
+    from ckpt.history.sql import Answer
 
 _HEX = ("start", "end", "address")
 
@@ -30,8 +30,9 @@ def command(
     json: JsonOption = False,
 ) -> None:
     from ckpt.errors import UsageError
-    from ckpt.history import analysis
+    from ckpt.history import canned
     from ckpt.history.open import open_store
+    from ckpt.history.sql import run_sql
 
     if csv and json:
         raise UsageError("--csv or --json, not both")
@@ -40,12 +41,12 @@ def command(
         return
     if " " in query.strip():
         sql = query
-        values: Any = [analysis.plain_value(word) for word in arguments or []]
+        values: Any = [canned.plain_value(word) for word in arguments or []]
     else:
-        canned = analysis.find_canned(query)
-        sql, values = canned.sql, analysis.bind(canned, arguments or [])
+        known = canned.find_canned(query)
+        sql, values = known.sql, canned.bind(known, arguments or [])
     with open_store(store) as history:
-        answer = analysis.run_sql(history, sql, values, limit_s=time_limit, max_rows=limit)
+        answer = run_sql(history, sql, values, limit_s=time_limit, max_rows=limit)
     if json:
         rows = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
         output.print_json({"columns": answer.columns, "rows": rows, "cut": answer.cut})
@@ -60,7 +61,7 @@ def command(
 
 
 def _list(json: bool) -> None:
-    from ckpt.history.analysis import canned_queries, usage
+    from ckpt.history.canned import canned_queries, usage
 
     queries = canned_queries()
     if json:

@@ -7,11 +7,11 @@ from ckpt.cli.options import JsonOption, StoreOption
 
 
 def command(store: StoreOption = None, json: JsonOption = False) -> None:
-    from ckpt.history import analysis
     from ckpt.history.open import open_store
+    from ckpt.history.totals import store_stats
 
     with open_store(store) as history:
-        summary = analysis.store_stats(history)
+        summary = store_stats(history)
     if json:
         output.print_json(summary)
         return

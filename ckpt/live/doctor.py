@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -110,7 +109,8 @@ def examine() -> tuple[str, Sequence[Finding]]:
 def machine() -> dict[str, str]:
     """What a snapshot says of the machine that it was taken on."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return {"kernel": platform.release(), "machine": platform.machine(), "boot_id": boot, "vdso": vdso()}
+    host = os.uname()
+    return {"kernel": host.release, "machine": host.machine, "boot_id": boot, "vdso": vdso()}
 
 
 @cache

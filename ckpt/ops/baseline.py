@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import time
-import uuid
 from dataclasses import dataclass
 
 from ckpt.history.open import History
@@ -50,4 +50,4 @@ def find_baseline(history: History, ref: PidRef, incarnation: str) -> Baseline:
     if own:
         last = max(own, key=lambda g: g.number)
         return Baseline(last.lineage, last.number, False, ())
-    return Baseline(uuid.uuid4().hex[:12], None, False, ())
+    return Baseline(os.urandom(6).hex(), None, False, ())

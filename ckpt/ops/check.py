@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt.live import core, preflight, runtime
-from ckpt.ops.rollback import settle
+from ckpt.ops.settle import settle
 
 
 @dataclass(frozen=True, slots=True)

@@ -295,14 +295,7 @@ def _quiet() -> Iterator[None]:
         gc.enable()
 
 
-def settle(pid: int) -> Result | None:
-    """Finishes a rollback of this process that a killed ckpt left in the middle. What snapshot and check do first."""
-    try:
-        ref = PidRef(pid, runtime.start_ticks(pid))
-    except NotFoundError:
-        return None
-    unfinished = journal.load(ref)
-    if unfinished is None:
-        return None
+def finish(pid: int, unfinished: journal.Journal) -> Result | None:
+    """Finishes what a killed ckpt left in the middle."""
     request = Request(str(unfinished.generation), pid, Path(unfinished.store), unfinished.tcp)
     return _rollback(request, lambda _text: None, only_unfinished=True)

@@ -29,7 +29,7 @@ from ckpt.live.spaces import Spaces
 from ckpt.model import PidRef, Snapshot
 from ckpt.ops.baseline import Clock, find_baseline
 from ckpt.ops.paranoid import compare_pages
-from ckpt.ops.rollback import settle
+from ckpt.ops.settle import settle
 
 
 @dataclass(frozen=True, slots=True)

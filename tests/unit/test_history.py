@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from ckpt.errors import CkptError, DamagedError, NotFoundError, UsageError
-from ckpt.history import analysis, upkeep
+from ckpt.history import upkeep
+from ckpt.history.canned import bind, canned_queries, find_canned
+from ckpt.history.changes import changed_pages
 from ckpt.history.open import History, Mode, default_path, open_store, translated
 from ckpt.history.runs import pack
+from ckpt.history.sql import run_sql
 from ckpt.model import PAGE, Content, PageRun
 from store import StoreError
 from tests.unit import histories
@@ -57,9 +60,9 @@ def test_names_over_the_store(filled: Path) -> None:
 
 def test_changed_pages_by_mapping(filled: Path) -> None:
     with open_store(filled) as history:
-        changes = analysis.changed_pages(history, 1, history.load(1)[1], 3, history.load(3)[1])
+        changes = changed_pages(history, 1, history.load(1)[1], 3, history.load(3)[1])
         assert [(c.name, c.changed, c.gone, c.ranges) for c in changes] == [("[heap]", 1, 0, (((HEAP + 7) * PAGE, 1),))]
-        back = analysis.changed_pages(history, 2, history.load(2)[1], 5, history.load(5)[1])
+        back = changed_pages(history, 2, history.load(2)[1], 5, history.load(5)[1])
         assert [c.changed for c in back] == [2]
 
 
@@ -174,7 +177,7 @@ def test_default_path(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_queries_only_read(filled: Path, sql: str) -> None:
     before = filled.read_bytes()
     with pytest.raises(UsageError), open_store(filled) as history:
-        analysis.run_sql(history, sql)
+        run_sql(history, sql)
     assert filled.read_bytes() == before
     assert os.listdir(filled.parent).count("other.db") == 0
 
@@ -182,24 +185,24 @@ def test_queries_only_read(filled: Path, sql: str) -> None:
 def test_a_query_has_a_time_limit(filled: Path) -> None:
     endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
     with pytest.raises(CkptError, match=r"longer than 0\.2 s"), open_store(filled) as history:
-        analysis.run_sql(history, endless, limit_s=0.2)
+        run_sql(history, endless, limit_s=0.2)
 
 
 def test_rows_can_be_cut(filled: Path) -> None:
     with open_store(filled) as history:
-        answer = analysis.run_sql(history, "SELECT generation FROM generations ORDER BY generation", max_rows=2)
+        answer = run_sql(history, "SELECT generation FROM generations ORDER BY generation", max_rows=2)
         assert (answer.columns, answer.rows, answer.cut) == (("generation",), [(1,), (2,)], True)
 
 
 def canned(filled: Path, name: str, *arguments: str) -> list[dict[str, object]]:
-    query = analysis.find_canned(name)
+    query = find_canned(name)
     with open_store(filled) as history:
-        answer = analysis.run_sql(history, query.sql, analysis.bind(query, arguments))
+        answer = run_sql(history, query.sql, bind(query, arguments))
     return [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
 
 
 def test_every_canned_query_runs(filled: Path) -> None:
-    queries = analysis.canned_queries()
+    queries = canned_queries()
     assert {"growth", "hot-mappings", "page-history", "sharing", "churn"} <= set(queries)
     for name, query in queries.items():
         needed = ["1" for _, default in query.parameters if default is None]
@@ -236,11 +239,18 @@ def test_churn(filled: Path) -> None:
 
 
 def test_parameters() -> None:
-    query = analysis.find_canned("page-history")
-    assert analysis.bind(query, ["0x10", "pid=7"])["address"] == 16
+    query = find_canned("page-history")
+    assert bind(query, ["0x10", "pid=7"])["address"] == 16
     with pytest.raises(UsageError, match="needs address"):
-        analysis.bind(query, [])
+        bind(query, [])
     with pytest.raises(UsageError, match="one too many"):
-        analysis.bind(query, ["1", "2", "3", "4", "5"])
+        bind(query, ["1", "2", "3", "4", "5"])
+    with pytest.raises(UsageError, match="address must be a number such as 4096 or 0x1000, not '0xzz'"):
+        bind(query, ["0xzz"])
+    with pytest.raises(UsageError, match="with 0x in front, 7f0012 is one"):
+        bind(query, ["7f0012"])
+    with pytest.raises(UsageError, match="no parameter adress: it takes ADDRESS"):
+        bind(query, ["adress=0x10"])
+    assert bind(find_canned("growth"), ["123456789012"])["lineage"] == "123456789012"  # a lineage may be digits alone
     with pytest.raises(NotFoundError, match="there is churn"):
-        analysis.find_canned("nosuch")
+        find_canned("nosuch")

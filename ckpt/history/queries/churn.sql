@@ -1,5 +1,5 @@
 -- Pages that change in every generation (or in at least SHARE percent of them)
--- args: share=100 lineage=
+-- args: share:number=100 lineage=
 WITH counted AS (
     SELECT lineage, count(*) AS generations, max(generation) AS newest FROM generations
     WHERE parent IS NOT NULL AND (:lineage IS NULL OR lineage = :lineage OR command = :lineage)

@@ -1,5 +1,5 @@
 -- Which generations changed the page at ADDRESS; equal content means equal bytes
--- args: address pid=
+-- args: address:number pid:number=
 WITH place AS (
     -- private memory: the page's number is its address; a shared object: its offset
     SELECT generation, pid, space, :address / 4096 AS page FROM processes

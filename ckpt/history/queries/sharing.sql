@@ -1,5 +1,5 @@
 -- Pages with equal content: between generations and their parents, and between the newest of every program
--- args: generation=
+-- args: generation:number=
 WITH pairs AS (
     SELECT child.generation AS a, child.parent AS b FROM generations child WHERE child.parent IS NOT NULL
     UNION
