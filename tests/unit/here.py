@@ -167,3 +167,17 @@ def until(true: Callable[[], bool], what: str, seconds: float = 10) -> None:
     while not true():
         assert time.monotonic() < end, f"waited {seconds} s for {what}"
         time.sleep(0.002)
+
+
+def kind_named(name: str):  # type: ignore[no-untyped-def]
+    return next(kind for kind in fd_kinds() if kind.name == name)
+
+
+def back(fd: int, wanted: OpenFile) -> OpenFile:
+    """Adjusts and captures again."""
+    run(kind_named(wanted.kind).adjust(fd, capture(fd), wanted))
+    return capture(fd)
+
+
+def made(wanted: OpenFile) -> int:
+    return run(kind_named(wanted.kind).recreate(wanted))[-1]

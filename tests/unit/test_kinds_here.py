@@ -7,43 +7,17 @@ import fcntl
 import os
 import select
 import signal
-import socket
 import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ckpt.kinds.base import CannotUndo, Moved, Unsupported, fd_kinds, peers, with_outside
-from ckpt.model import OpenFile
-from tests.unit.here import capture, close, kind_of, look, run, until
+from ckpt.kinds.base import CannotUndo, Unsupported, peers, with_outside
+from tests.unit.here import back, capture, close, kind_named, kind_of, look, made, run, until
 
 LIBC = ctypes.CDLL(None)
-
-
-@pytest.fixture(autouse=True)
-def _no_descriptor_is_left_over() -> Iterator[None]:
-    def count() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
-
-    before = count()
-    yield
-    assert count() == before
-
-
-def kind(name: str):  # type: ignore[no-untyped-def]
-    return next(kind for kind in fd_kinds() if kind.name == name)
-
-
-def back(fd: int, wanted: OpenFile) -> OpenFile:
-    """Adjusts and captures again."""
-    run(kind(wanted.kind).adjust(fd, capture(fd), wanted))
-    return capture(fd)
-
-
-def made(wanted: OpenFile) -> int:
-    return run(kind(wanted.kind).recreate(wanted))[-1]
+pytestmark = pytest.mark.usefixtures("no_descriptor_is_left_over")
 
 
 def test_eventfd() -> None:
@@ -161,7 +135,7 @@ def test_pipe_contents_come_back() -> None:
     os.set_blocking(writer, False)
     for fd, file in zip((reader, writer), wanted, strict=True):
         now = capture(fd, file.id)
-        run(kind("pipe").adjust(fd, now, file))
+        run(kind_named("pipe").adjust(fd, now, file))
     assert (capture(reader, 1), capture(writer, 2)) == wanted
     os.close(writer)
     alone = capture(reader, 1)
@@ -177,9 +151,9 @@ def test_pipe_to_the_outside_is_left_alone() -> None:
     assert wanted.state["outside"]
     os.read(reader, 3)
     (now,) = with_outside([capture(writer, 2)])
-    assert kind("pipe").adjust(writer, now, wanted) == []
+    assert kind_named("pipe").adjust(writer, now, wanted) == []
     with pytest.raises(CannotUndo, match="outside"):
-        kind("pipe").recreate_pair(wanted, None)
+        kind_named("pipe").recreate_pair(wanted, None)
     close((reader, writer))
 
 
@@ -190,149 +164,17 @@ def test_pipe_pair_made_again(write_end_first: bool) -> None:
     os.set_blocking(ends[0], False)
     order = (ends[1], ends[0]) if write_end_first else ends
     wanted = tuple(capture(fd, index) for index, fd in enumerate(order))
-    results = run(kind("pipe").recreate_pair(*wanted))
+    results = run(kind_named("pipe").recreate_pair(*wanted))
     assert results[-1] == results[0]
     for index, fd in enumerate(results[:2]):
         got = capture(fd, index)
         assert (got.flags, got.state["contents"], got.state["capacity"]) == (wanted[index].flags, b"hello".hex(), 65536)
         assert got.state["ino"] != wanted[index].state["ino"]
     os.close(ends[1])
-    lonely = run(kind("pipe").recreate_pair(capture(ends[0]), None))
+    lonely = run(kind_named("pipe").recreate_pair(capture(ends[0]), None))
     assert os.read(lonely[0], 99) == b"hello"
     assert os.read(lonely[0], 99) == b""
     close((ends[0], *results[:2], lonely[0]))
-
-
-def test_socket_pair() -> None:
-    left, right = socket.socketpair()
-    left.send(b"to the right")
-    right.shutdown(socket.SHUT_WR)
-    left.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    wanted = (capture(left.fileno(), 1), capture(right.fileno(), 2))
-    assert peers(wanted) == {1: (2,), 2: (1,)}
-    assert kind("unix").adjust(left.fileno(), wanted[0], wanted[0]) == []
-    right.recv(5)
-    now = capture(right.fileno(), 2)
-    with pytest.raises(CannotUndo, match="queued"):
-        kind("unix").adjust(right.fileno(), now, wanted[1])
-    results = run(kind("unix").recreate_pair(*wanted))
-    for file, fd in zip(wanted, results, strict=False):
-        got = capture(fd, file.id)
-        for key in ("queue", "shutdown", "type", "options"):
-            assert got.state[key] == file.state[key], key
-    assert os.read(results[1], 99) == b"to the right"
-    assert os.read(results[0], 99) == b""
-    left.close()
-    alone = capture(right.fileno(), 2)
-    assert peers([alone]) == {2: None}
-    survivor = run(kind("unix").recreate_pair(alone, None))
-    assert os.read(survivor[0], 99) == b"e right"
-    assert os.read(survivor[0], 99) == b""
-    close((*results[:2], survivor[0]))
-    right.close()
-
-
-def test_socket_pair_to_the_outside_is_left_alone() -> None:
-    left, right = socket.socketpair()
-    (wanted,) = with_outside([capture(left.fileno(), 1)])
-    right.send(b"news")
-    (now,) = with_outside([capture(left.fileno(), 1)])
-    assert wanted.state["outside"]
-    assert kind("unix").adjust(left.fileno(), now, wanted) == []
-    left.close()
-    right.close()
-
-
-def test_named_unix_sockets_are_refused(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
-        server.bind(str(tmp_path / "s"))
-        server.listen()
-        with pytest.raises(Unsupported, match=r"unix socket listening on .*/s: not supported"):
-            capture(server.fileno())
-        client.connect(str(tmp_path / "s"))
-        with pytest.raises(Unsupported, match=r"connected by name"):
-            capture(client.fileno())
-
-
-def connection() -> tuple[socket.socket, socket.socket, socket.socket]:
-    server = socket.socket()
-    server.bind(("127.0.0.1", 0))
-    server.listen(7)
-    client = socket.create_connection(server.getsockname())
-    return server, client, server.accept()[0]
-
-
-def test_tcp_that_stood_still_is_kept() -> None:
-    server, client, served = connection()
-    client.send(b"hello")
-    until(lambda: served.recv(9, socket.MSG_PEEK) == b"hello", "the bytes")
-    assert served.recv(3) == b"hel"
-    wanted = capture(served.fileno())
-    assert (wanted.kind, wanted.state["state"], wanted.state["consumed"], wanted.state["written"]) == ("tcp", "ESTABLISHED", 3, 0)
-    client.send(b"more that nobody has read")
-    served.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    until(lambda: len(served.recv(99, socket.MSG_PEEK)) > 20, "the bytes")
-    assert back(served.fileno(), wanted) == wanted
-    client.close()
-    until(lambda: capture(served.fileno()).state["state"] == "CLOSE_WAIT", "the end to arrive")
-    assert kind("tcp").adjust(served.fileno(), capture(served.fileno()), wanted) == []
-    served.close()
-    server.close()
-
-
-def test_tcp_that_moved_says_so() -> None:
-    server, client, served = connection()
-    wanted = capture(client.fileno())
-    client.send(b"12345")
-    with pytest.raises(Moved, match="0 bytes were read and 5 written"):
-        kind("tcp").adjust(client.fileno(), capture(client.fileno()), wanted)
-    client.shutdown(socket.SHUT_WR)
-    with pytest.raises(Moved, match="was ESTABLISHED"):
-        kind("tcp").adjust(client.fileno(), capture(client.fileno()), wanted)
-    with pytest.raises(Moved, match="is gone"):
-        made(wanted)
-    served.send(b"abc")
-    until(lambda: capture(served.fileno()).state["written"] == 3, "the bytes to be told")
-    wanted = capture(served.fileno())
-    assert served.recv(99) == b"12345"
-    with pytest.raises(Moved, match="5 bytes were read and 0 written"):
-        kind("tcp").adjust(served.fileno(), capture(served.fileno()), wanted)
-    for item in (server, client, served):
-        item.close()
-
-
-def test_tcp_listener_is_made_again() -> None:
-    server = socket.socket()
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    server.bind(("127.0.0.1", 0))
-    server.listen(7)
-    server.setblocking(False)
-    wanted = capture(server.fileno())
-    assert (wanted.state["state"], wanted.state["backlog"]) == ("LISTEN", 7)
-    address = server.getsockname()
-    server.close()
-    again = made(wanted)
-    after = capture(again)
-    for key in ("state", "backlog", "local", "options"):
-        assert after.state[key] == wanted.state[key], key
-    assert after.flags == wanted.flags
-    socket.create_connection(address).close()
-    close((again,))
-
-
-def test_udp() -> None:
-    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as first:
-        first.bind(("::1", 0))
-        wanted = capture(first.fileno())
-        assert wanted.state["local"].startswith("[::1]:")
-    again = made(wanted)
-    assert capture(again).state["local"] == wanted.state["local"]
-    close((again,))
-
-
-def test_other_sockets_are_refused_by_name() -> None:
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as channel, pytest.raises(Unsupported, match="netlink socket: not supported"):
-        capture(channel.fileno())
 
 
 def test_epoll() -> None:
@@ -347,13 +189,13 @@ def test_epoll() -> None:
     poll.modify(reader, select.EPOLLPRI)
     poll.unregister(other)
     poll.register(writer, select.EPOLLOUT)
-    run(kind("epoll").adjust(poll.fileno(), capture(poll.fileno(), 9, watched), wanted))
+    run(kind_named("epoll").adjust(poll.fileno(), capture(poll.fileno(), 9, watched), wanted))
     assert capture(poll.fileno(), 9, watched) == wanted
     again = made(wanted)
-    run(kind("epoll").adjust(again, capture(again, 9, watched), wanted))
+    run(kind_named("epoll").adjust(again, capture(again, 9, watched), wanted))
     assert capture(again, 9, watched) == wanted
     with pytest.raises(CannotUndo, match="nobody in the tree"):
-        kind("epoll").adjust(again, capture(again, 9, {}), capture(again, 9, {reader: 1, other: 3}))
+        kind_named("epoll").adjust(again, capture(again, 9, {}), capture(again, 9, {reader: 1, other: 3}))
     poll.close()
     close((reader, writer, other, beyond, again))
 
@@ -374,7 +216,7 @@ def test_memfd() -> None:
         made(wanted)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
     with pytest.raises(CannotUndo, match="sealed since"):
-        kind("memfd").adjust(fd, capture(fd), wanted)
+        kind_named("memfd").adjust(fd, capture(fd), wanted)
     close((fd, again))
 
 

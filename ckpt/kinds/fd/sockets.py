@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ckpt.kinds.base import RawDescriptor, SockOpt, Wants, Work, call
+from ckpt.kinds.base import RawDescriptor, SockOpt, Unsupported, Wants, Work, call
 from ckpt.model import RemoteArg, RemoteCall, State
 from ckpt.syscalls.names import nr
 
@@ -72,9 +72,31 @@ def parse_socket(raw: RawDescriptor) -> Socket | None:
     return Socket(domain, kind, protocol, listening == 1, inq, outq, names[:local], names[local : local + peer])
 
 
+def known(raw: RawDescriptor) -> Socket:
+    """Raises Unsupported where C could not answer."""
+    found = parse_socket(raw)
+    if found is None:
+        raise Unsupported("socket: nothing can be learnt of it")
+    return found
+
+
 def is_inet(found: Socket | None, kind: int, protocol: int) -> bool:
     inet = found is not None and found.domain in (socket.AF_INET, socket.AF_INET6)
     return inet and found is not None and found.type == kind and found.protocol in (0, protocol)
+
+
+def inet_state(raw: RawDescriptor, found: Socket) -> State:
+    """What the state of every internet socket begins with."""
+    return {
+        "dev": raw.dev,
+        "ino": raw.ino,
+        "cookie": option_data(raw, SO_COOKIE).hex(),
+        "domain": found.domain,
+        "local": address(found.local),
+        "peer": address(found.peer),
+        "bound": found.local.hex(),
+        "options": options_of(raw),
+    }
 
 
 def address(name: bytes) -> str:

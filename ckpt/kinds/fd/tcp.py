@@ -66,28 +66,19 @@ class Tcp:
         return so.is_socket(raw) and so.is_inet(so.parse_socket(raw), socket.SOCK_STREAM, so.IPPROTO_TCP)
 
     def parse(self, raw: RawDescriptor) -> OpenFile:
-        info, found = parse_fdinfo(raw.fdinfo), so.parse_socket(raw)
-        if found is None:
-            raise Unsupported("socket: nothing can be learnt of it")
+        found = so.known(raw)
         tcp = Info.parse(so.option_data(raw, so.TCP_INFO))
         fin = 1 if tcp.state in _PEER_FIN else 0
         state = {
-            "dev": raw.dev,
-            "ino": raw.ino,
-            "cookie": so.option_data(raw, so.SO_COOKIE).hex(),
-            "domain": found.domain,
-            "local": so.address(found.local),
-            "peer": so.address(found.peer),
-            "bound": found.local.hex(),
+            **so.inet_state(raw, found),
             "state": "LISTEN" if found.listening else tcp.state,
             "backlog": tcp.backlog if found.listening else 0,
             "consumed": max(tcp.received - fin - max(found.inq, 0), 0) if not found.listening else 0,
             "written": tcp.written,
-            "options": so.options_of(raw),
         }
         if tcp.state == "ESTABLISHED":
             state |= self._queue(raw, found)
-        return OpenFile(raw.file, self.name, info.open_flags, 0, state)
+        return OpenFile(raw.file, self.name, parse_fdinfo(raw.fdinfo).open_flags, 0, state)
 
     def _queue(self, raw: RawDescriptor, found: so.Socket) -> State:
         """What with_twins() needs: the peer's name, and all that lies unread (hex)."""

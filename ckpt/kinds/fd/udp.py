@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Sequence
 
-from ckpt.kinds.base import CannotUndo, RawDescriptor, Unsupported, call, result, same, set_flags
+from ckpt.kinds.base import CannotUndo, RawDescriptor, call, result, same, set_flags
 from ckpt.kinds.fd import sockets as so
 from ckpt.model import OpenFile, RemoteCall
 from ckpt.procfs import parse_fdinfo
@@ -24,21 +24,9 @@ class Udp:
         return so.is_socket(raw) and so.is_inet(so.parse_socket(raw), socket.SOCK_DGRAM, _IPPROTO_UDP)
 
     def parse(self, raw: RawDescriptor) -> OpenFile:
-        info, found = parse_fdinfo(raw.fdinfo), so.parse_socket(raw)
-        if found is None:
-            raise Unsupported("socket: nothing can be learnt of it")
-        state = {
-            "dev": raw.dev,
-            "ino": raw.ino,
-            "cookie": so.option_data(raw, so.SO_COOKIE).hex(),
-            "domain": found.domain,
-            "local": so.address(found.local),
-            "peer": so.address(found.peer),
-            "bound": found.local.hex(),
-            "connected": found.peer.hex(),
-            "options": so.options_of(raw),
-        }
-        return OpenFile(raw.file, self.name, info.open_flags, 0, state)
+        found = so.known(raw)
+        state = {**so.inet_state(raw, found), "connected": found.peer.hex()}
+        return OpenFile(raw.file, self.name, parse_fdinfo(raw.fdinfo).open_flags, 0, state)
 
     def adjust(self, fd: int, now: OpenFile, wanted: OpenFile) -> Sequence[RemoteCall]:
         if any(now.state[key] != wanted.state[key] for key in ("cookie", "bound", "connected")):

@@ -1,0 +1,18 @@
+"""What several unit tests share as fixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def no_descriptor_is_left_over() -> Iterator[None]:
+    def count() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = count()
+    yield
+    assert count() == before
