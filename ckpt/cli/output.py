@@ -87,7 +87,7 @@ def table(*columns: str | None, widths: Mapping[str, int] | None = None) -> Tabl
     for column in columns:
         if column is not None:
             name = column.rstrip(">*")
-            least = max(len(name), (widths or {}).get(column, 0))
+            least = max(*(len(line) for line in name.split("\n")), (widths or {}).get(column, 0))
             gives_way = column.endswith("*")
             justify: Literal["left", "right"] = "right" if column.endswith(">") else "left"
             drawn.add_column(
@@ -117,14 +117,28 @@ def show(drawn: Table) -> None:
 
 
 def facts(pairs: Sequence[tuple[str, object]], *, indent: int = 0) -> None:
-    """Aligned "name  value" lines."""
+    """Aligned "name  value" lines; on a terminal, what is too long goes on below its beginning."""
     from rich.text import Text
 
     wide = max((len(name) for name, _ in pairs), default=0)
     printer = console()
     for name, value in pairs:
-        if value not in (None, ""):
-            printer.print(Text(" " * indent).append(f"{name:<{wide}}  ", "dim").append(str(value)), soft_wrap=True)
+        if value in (None, ""):
+            continue
+        left = indent + wide + 2
+        for at, line in enumerate(_broken(str(value), printer.width - left)):
+            head = Text(" " * indent).append(f"{name:<{wide}}  ", "dim") if at == 0 else Text(" " * left)
+            printer.print(head.append(line), soft_wrap=True)
+
+
+def _broken(text: str, room: int) -> list[str]:
+    """Lines of at most `room` where that can be: lists between their members, other text between its words."""
+    import textwrap
+
+    if len(text) <= room:
+        return [text]
+    glued = ", ".join(part.replace(" ", "\0") for part in text.split(", ")) if ", " in text else text
+    return [line.replace("\0", " ") for line in textwrap.wrap(glued, max(room, 20), break_long_words=False, break_on_hyphens=False)]
 
 
 @contextmanager

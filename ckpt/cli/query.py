@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ckpt.history.sql import Answer
 
 _HEX = ("start", "end", "address")
+_WIDE = 120  #: columns of a terminal; on a narrower one long heads take two lines
 
 
 def command(
@@ -77,10 +78,12 @@ def _list(json: bool) -> None:
 
 def _print(answer: Answer) -> None:
     numeric = [all(isinstance(row[place], int | float | None) for row in answer.rows) for place in range(len(answer.columns))]
-    columns = [name + (">" if number and answer.rows else "*") for name, number in zip(answer.columns, numeric, strict=True)]
+    titles = [name.replace("_", "\n") if output.width() < _WIDE else name for name in answer.columns]
+    columns = [title + (">" if number and answer.rows else "*") for title, number in zip(titles, numeric, strict=True)]
+    digits = [max((_digits(row[place]) for row in answer.rows), default=0) for place in range(len(answer.columns))]
     drawn = output.table(*columns)
     for row in answer.rows:
-        output.row(drawn, *(_cell(name, item) for name, item in zip(answer.columns, row, strict=True)))
+        output.row(drawn, *(_cell(*each) for each in zip(answer.columns, row, digits, strict=True)))
     output.show(drawn)
     if not answer.rows:
         output.note("no rows")
@@ -88,7 +91,12 @@ def _print(answer: Answer) -> None:
         output.note(f"only the first {len(answer.rows)} rows (--limit)")
 
 
-def _cell(column: str, item: Any) -> str:
+def _digits(item: Any) -> int:
+    """Behind the point, at most three."""
+    return len(f"{item:.3f}".rstrip("0").partition(".")[2]) if isinstance(item, float) else 0
+
+
+def _cell(column: str, item: Any, digits: int) -> str:
     if item is None:
         return ""
     if isinstance(item, int) and column in _HEX:
@@ -96,5 +104,5 @@ def _cell(column: str, item: Any) -> str:
     if isinstance(item, bytes):
         return item[:16].hex() + ("…" if len(item) > 16 else "")
     if isinstance(item, float):
-        return f"{item:.3f}".rstrip("0").rstrip(".")
+        return f"{item:.{digits}f}"
     return str(item)

@@ -12,7 +12,7 @@ spaces_of AS (
     SELECT s.generation, s.space, s.pages, s.pages - s.zero_pages AS data_pages, p.pid, coalesce(p.comm, 'shared memory') AS process
     FROM spaces s LEFT JOIN processes p ON p.generation = s.generation AND p.space = s.space
 )
-SELECT
+SELECT * FROM (SELECT
     a.generation,
     a.pid,
     a.process,
@@ -26,4 +26,5 @@ JOIN spaces_of a ON a.generation = pairs.a
 JOIN spaces_of b ON b.generation = pairs.b
 WHERE (:generation IS NULL OR :generation IN (pairs.a, pairs.b))
     AND (pairs.a <> pairs.b OR a.space < b.space)
-ORDER BY a.generation, b.generation, a.pid, b.pid;
+) WHERE pages > 0
+ORDER BY generation, with_generation, pid, with_pid;
