@@ -164,8 +164,19 @@ def mapping_title(mapping: Mapping) -> str:
     return f"{mapping.start:x}-{mapping.end:x} {name}"
 
 
+_IN_MAPS = 0x23  #: MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS
+
+
+def _ranges(mapping: Mapping) -> list[str]:
+    return [f"{start:x}-{end:x}" for start, end in mapping.guards]
+
+
 def _mapping_fields(old: Mapping, new: Mapping) -> tuple[Field, ...]:
-    fields = _fields((name, getattr(old, name), getattr(new, name)) for name in ("end", "prot", "flags", "name"))
+    told = old.advice is not None and new.advice is not None  # older generations do not know it, nor the flags that it tells
+    flags = [("flags", old.flags, new.flags)] if told else [("flags", old.flags & _IN_MAPS, new.flags & _IN_MAPS)]
+    fields = _fields([*((name, getattr(old, name), getattr(new, name)) for name in ("end", "prot")), *flags, ("name", old.name, new.name)])
+    if told:
+        fields += _fields([("advice", " ".join(old.advice or ()), " ".join(new.advice or ())), ("guards", _ranges(old), _ranges(new))])
     backing = ("kind", "path", "dev", "ino", "offset", "size", "mtime_ns", "deleted")
     return fields + _fields((f"backing.{name}", getattr(old.backing, name), getattr(new.backing, name)) for name in backing)
 

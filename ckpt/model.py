@@ -108,9 +108,11 @@ class Mapping:
     start: int
     end: int
     prot: int  #: PROT_* bits
-    flags: int  #: MAP_SHARED or MAP_PRIVATE, with MAP_ANONYMOUS, MAP_GROWSDOWN
+    flags: int  #: MAP_SHARED or MAP_PRIVATE, with MAP_ANONYMOUS, MAP_GROWSDOWN, MAP_NORESERVE
     backing: Backing
     name: str = ""  #: "[heap]", "[stack]", "[vdso]" ... or ""
+    advice: tuple[str, ...] | None = None  #: VmFlags of smaps that a call of the program made (procfs/smaps.py); None = not known
+    guards: tuple[tuple[int, int], ...] = ()  #: (start, end) of guard pages in it (MADV_GUARD_INSTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,7 @@ class SharedObject:
     dev: int
     ino: int
     size: int
+    state: State = field(default_factory=dict)  #: what it takes to make it anew: seals of a memfd; id, key, mode, owner of a segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +231,23 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class MadeObject:
+    """A shared object that the plan makes anew (or finds by its id): until the pages stand the task `pid` has a mapping of it."""
+
+    space: int
+    dev: int  #: identity in the generation
+    ino: int
+    pid: int  #: the task that makes it
+    entry: str  #: map_files/START-END under its /proc/PID: all of the object
+    seals: int = 0  #: to be set when its contents stand
+    contents: bool = True  #: False: others have it mapped, it stays as it is
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     stages: tuple[Stage, ...]
     threads_end: MappingABC[int, tuple[int, ...]]  #: pid -> tids that are now and were not then
     threads_spawn: MappingABC[int, tuple[int, ...]]  #: pid -> tids that were then and are not now
+    objects: tuple[MadeObject, ...] = ()  #: shared memory that nobody holds any more
     refusals: tuple[str, ...] = ()  #: what cannot be undone, by name; a plan with any is not executed
     warnings: tuple[str, ...] = ()

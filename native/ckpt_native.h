@@ -315,6 +315,8 @@ int64_t ckpt_runs_subtract(const struct ckpt_run *runs, size_t count, const stru
 /* Scans a frozen process; runs go to the sink as a space with no data read (rollback: what differs from the baseline).
  * protect = 1 consumes (re-arms), 0 only looks. */
 int ckpt_pages_scan(ckpt_tree *tree, const struct ckpt_track *track, int protect, ckpt_sink *sink);
+/* Guard pages in these ranges, of a process that may run (guards.c). How many, -ENOSPC when cap is too small, or a negative errno. */
+int64_t ckpt_guards(int32_t pid, const struct ckpt_range *ranges, size_t count, struct ckpt_range *ret_guards, size_t cap);
 /* A signal to a process of the tree by pidfd (SIGSTOP before a rollback's first change, SIGCONT never by us). */
 int ckpt_tree_signal(ckpt_tree *tree, int32_t pid, int32_t signal);
 

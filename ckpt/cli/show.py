@@ -99,7 +99,8 @@ def _maps(told: Details) -> None:
         for row in rows:
             start, end = row["start"], row["end"]
             populated, dirty = (output.pages(row[key]) if row[key] else "" for key in ("pages", "dirty"))
-            output.row(drawn, f"{start:x}", f"{end:x}", row["permissions"], output.size(end - start), populated, dirty, row["name"])
+            name = f"{row['name']} ({row['advice']})" if row["advice"] else row["name"]
+            output.row(drawn, f"{start:x}", f"{end:x}", row["permissions"], output.size(end - start), populated, dirty, name)
         output.show(drawn)
 
 

@@ -1,6 +1,6 @@
 """A Snapshot as bytes: zlib over JSON, with the version of its shape inside.
 
-    zlib({"version": 1, "snapshot": {...}})        so that `zlib-flate -uncompress | jq` reads it without us
+    zlib({"version": 2, "snapshot": {...}})        so that `zlib-flate -uncompress | jq` reads it without us
 
 1. A version is frozen once a release has written it: a new field means a new version and a new pair of functions here;
    the old `_read_N` stays. A version above `VERSION` is refused by name, never guessed at.
@@ -35,13 +35,13 @@ from ckpt.model import (
     Thread,
 )
 
-VERSION = 1
+VERSION = 2
 _LEVEL = 1  #: zlib's fastest: the text is repetitive, higher levels cost 3x the time for a tenth of the size
 
 
 def encode(snapshot: Snapshot) -> bytes:
     """The snapshot as it stands in the store (Generation.snapshot)."""
-    document = {"version": VERSION, "snapshot": _write_1(snapshot)}
+    document = {"version": VERSION, "snapshot": _write_2(snapshot)}
     text = json.dumps(document, separators=(",", ":"), check_circular=False)
     return zlib.compress(text.encode("ascii"), _LEVEL)
 
@@ -65,7 +65,7 @@ def decode(data: bytes) -> Snapshot:
         raise DamagedError(f"the snapshot of this generation does not fit version {version} ({error}): run ckpt fsck --full") from error
 
 
-# ---- version 1 ----
+# ---- version 2, and version 1: its mappings know neither advice nor guard pages, its objects no state ----
 
 
 class _Blobs:
@@ -85,7 +85,7 @@ def _text(blob: bytes) -> str:
     return b2a_base64(blob, newline=False).decode("ascii")
 
 
-def _write_1(snapshot: Snapshot) -> dict[str, Any]:
+def _write_2(snapshot: Snapshot) -> dict[str, Any]:
     blobs = _Blobs()
     tasks = [_write_task(task, blobs) for task in snapshot.tasks]
     return {
@@ -94,7 +94,7 @@ def _write_1(snapshot: Snapshot) -> dict[str, Any]:
         "features": dict(snapshot.features),
         "tasks": tasks,
         "files": [[file.id, file.kind, file.flags, file.pos, dict(file.state)] for file in snapshot.files],
-        "objects": [[item.space, item.dev, item.ino, item.size] for item in snapshot.objects],
+        "objects": [[item.space, item.dev, item.ino, item.size, dict(item.state)] for item in snapshot.objects],
         "blobs": blobs.texts(),
     }
 
@@ -133,17 +133,26 @@ def _write_thread(thread: Thread, blobs: _Blobs) -> dict[str, Any]:
 
 def _write_mapping(mapping: Mapping) -> list[Any]:
     b = mapping.backing
-    row: list[Any] = [mapping.start, mapping.end, mapping.prot, mapping.flags, mapping.name, b.kind]
+    advice = None if mapping.advice is None else " ".join(mapping.advice)
+    row: list[Any] = [mapping.start, mapping.end, mapping.prot, mapping.flags, mapping.name, b.kind, advice, mapping.guards]
     if b != Backing(b.kind):
         row += [b.path, b.dev, b.ino, b.offset, b.size, b.mtime_ns, int(b.deleted)]
     return row
 
 
 def _read_1(body: dict[str, Any]) -> Snapshot:
+    return _read(body, _read_mapping_1)
+
+
+def _read_2(body: dict[str, Any]) -> Snapshot:
+    return _read(body, _read_mapping_2)
+
+
+def _read(body: dict[str, Any], mapping: Callable[[Sequence[Any]], Mapping]) -> Snapshot:
     blobs = [a2b_base64(text) for text in body["blobs"]]
     return Snapshot(
         root=PidRef(*body["root"]),
-        tasks=tuple(_read_task(task, blobs) for task in body["tasks"]),
+        tasks=tuple(_read_task(task, blobs, mapping) for task in body["tasks"]),
         files=tuple(OpenFile(*row) for row in body["files"]),
         objects=tuple(SharedObject(*row) for row in body["objects"]),
         features=body["features"],
@@ -151,7 +160,7 @@ def _read_1(body: dict[str, Any]) -> Snapshot:
     )
 
 
-def _read_task(task: dict[str, Any], blobs: Sequence[bytes]) -> Task:
+def _read_task(task: dict[str, Any], blobs: Sequence[bytes], mapping: Callable[[Sequence[Any]], Mapping]) -> Task:
     return Task(
         pid=task["pid"],
         start_ticks=task["start_ticks"],
@@ -161,7 +170,7 @@ def _read_task(task: dict[str, Any], blobs: Sequence[bytes]) -> Task:
         comm=task["comm"],
         mm=task["mm"],
         threads=tuple(_read_thread(thread, blobs) for thread in task["threads"]),
-        mappings=tuple(_read_mapping(row) for row in task["mappings"]),
+        mappings=tuple(mapping(row) for row in task["mappings"]),
         descriptors=tuple(Descriptor(fd, bool(cloexec), file) for fd, cloexec, file in task["descriptors"]),
         pending=tuple(blobs[place] for place in task["pending"]),
         attributes=task["attributes"],
@@ -184,12 +193,18 @@ def _read_thread(thread: dict[str, Any], blobs: Sequence[bytes]) -> Thread:
     )
 
 
-def _read_mapping(row: Sequence[Any]) -> Mapping:
-    start, end, prot, flags, name, kind, *rest = row
-    if not rest:
-        return Mapping(start, end, prot, flags, Backing(kind), name)
-    path, dev, ino, offset, size, mtime_ns, deleted = rest
-    return Mapping(start, end, prot, flags, Backing(kind, path, dev, ino, offset, size, mtime_ns, bool(deleted)), name)
+def _read_mapping_1(row: Sequence[Any]) -> Mapping:
+    return _read_mapping_2([*row[:6], None, (), *row[6:]])
 
 
-_READERS: dict[int, Callable[[dict[str, Any]], Snapshot]] = {1: _read_1}
+def _read_mapping_2(row: Sequence[Any]) -> Mapping:
+    start, end, prot, flags, name, kind, words, guards, *rest = row
+    backing = Backing(kind)
+    if rest:
+        path, dev, ino, offset, size, mtime_ns, deleted = rest
+        backing = Backing(kind, path, dev, ino, offset, size, mtime_ns, bool(deleted))
+    advice = None if words is None else tuple(words.split())
+    return Mapping(start, end, prot, flags, backing, name, advice, tuple((low, high) for low, high in guards))
+
+
+_READERS: dict[int, Callable[[dict[str, Any]], Snapshot]] = {1: _read_1, 2: _read_2}

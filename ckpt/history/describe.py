@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckpt.history.rows import file_summary
-from ckpt.model import OpenFile, Snapshot, SyscallState, Task, Thread
+from ckpt.model import PAGE, Mapping, OpenFile, Snapshot, SyscallState, Task, Thread
 from ckpt.syscalls import names
 
 if TYPE_CHECKING:
@@ -58,7 +58,10 @@ def snapshot_json(snapshot: Snapshot) -> Row:
         ],
         "threads": [{**_thread(task, thread), **_thread_state(thread)} for task in snapshot.tasks for thread in task.threads],
         "descriptors": _descriptors(snapshot, with_state=True),
-        "objects": [{"space": item.space, "dev": item.dev, "ino": item.ino, "size": item.size} for item in snapshot.objects],
+        "objects": [
+            {"space": item.space, "dev": item.dev, "ino": item.ino, "size": item.size, "state": dict(item.state)}
+            for item in snapshot.objects
+        ],
     }
 
 
@@ -75,9 +78,16 @@ class Details:
 def details(history: History, generation: Generation, snapshot: Snapshot) -> Details:
     """The plain rows of the store where they know more (pages by mapping), the snapshot for the rest."""
     mappings = []
+    told = {(task.pid, mapping.start): advice_text(mapping) for task in snapshot.tasks for mapping in task.mappings}
     for row in history.rows("mappings", generation.number):
         unsigned = {key: int(row[key]) & (1 << 64) - 1 for key in ("start", "end", "offset")}
-        mappings.append({**{key: value for key, value in row.items() if key != "generation"}, **unsigned})
+        mappings.append(
+            {
+                **{key: value for key, value in row.items() if key != "generation"},
+                **unsigned,
+                "advice": told.get((row["pid"], unsigned["start"]), ""),
+            }
+        )
     known = {row["pid"]: row for row in history.rows("processes", generation.number)}
     processes = [
         {
@@ -93,6 +103,29 @@ def details(history: History, generation: Generation, snapshot: Snapshot) -> Det
     ]
     threads = [_thread(task, thread) for task in snapshot.tasks for thread in task.threads]
     return Details(processes, threads, mappings, _descriptors(snapshot, with_state=False))
+
+
+ADVICE = {
+    "lo": "locked",
+    "lf": "when touched",
+    "dc": "not for children",
+    "wf": "wiped in children",
+    "dd": "not dumped",
+    "hg": "huge pages",
+    "nh": "no huge pages",
+    "sr": "sequential",
+    "rr": "random",
+    "mg": "mergeable",
+    "sl": "sealed",
+    "dp": "droppable",
+}  #: procfs/smaps.py; what only the kernel counts with is not shown
+
+
+def advice_text(mapping: Mapping) -> str:
+    """What a program has asked of a mapping, in words: "locked, not dumped, 2 guard pages"."""
+    words = [ADVICE.get(word, f"protection key {word[2:]}") for word in mapping.advice or () if word not in ("ac", "mw")]
+    guards = sum(end - start for start, end in mapping.guards) // PAGE
+    return ", ".join([*words, *([f"{guards} guard page{'s'[: guards > 1]}"] if guards else [])])
 
 
 # ---- threads ----

@@ -17,6 +17,7 @@ from ckpt.kinds.base import Answer, RawTask, Unsupported, with_outside
 from ckpt.kinds.fd.tcp import with_twins
 from ckpt.kinds.table import table
 from ckpt.live import core, records
+from ckpt.live.advice import Adviser, described
 from ckpt.live.doctor import machine
 from ckpt.live.fingerprint import Fingerprint, fingerprint
 from ckpt.live.preflight import is_tracker, raw_descriptor, recognise, refusal
@@ -48,9 +49,17 @@ class Capture:
     """Built before the freeze, run once, parsed after the thaw."""
 
     def __init__(
-        self, tree: core.Tree, tracks: Sequence[core.Track], *, paranoid: bool = False, no_inject: bool = False, scan_threads: int = 2
+        self,
+        tree: core.Tree,
+        tracks: Sequence[core.Track],
+        *,
+        paranoid: bool = False,
+        no_inject: bool = False,
+        scan_threads: int = 2,
+        adviser: Adviser | None = None,
     ) -> None:
         self.tree, self.table = tree, table()
+        self.adviser = adviser or Adviser()
         self.options = core.CaptureOptions(
             proc_files=self.table.process_files,
             thread_files=self.table.thread_files,
@@ -78,7 +87,7 @@ class Capture:
         raw = records.decode(sink.records(), self.table.process_files, self.table.thread_files)
         spaces.learn([core.ThreadId(t.pid, t.tid, t.start_ticks, t.mm) for t in raw.threads.values()])
         spaces.learn_objects(raw.objects)
-        return Parser(raw, spaces).snapshot(self.tree.pid, self.taken_at)
+        return Parser(raw, spaces, self.adviser).snapshot(self.tree.pid, self.taken_at)
 
 
 class Layout:
@@ -86,9 +95,12 @@ class Layout:
     taken as often as wanted; the sink is the caller's.
 
     `parent`: the generation whose numbers of spaces are to be kept. `seats`: the tracker's descriptors, which are left out.
+    `newborn`: nobody asks what its mappings are, for all of them go.
     """
 
-    def __init__(self, tree: core.Tree, parent: Snapshot | None, seats: Sequence[TrackerSeat], sink: core.Sink) -> None:
+    def __init__(
+        self, tree: core.Tree, parent: Snapshot | None, seats: Sequence[TrackerSeat], sink: core.Sink, *, newborn: bool = False
+    ) -> None:
         self.tree, self.parent, self.sink = tree, parent, sink
         at = {seat.pid: seat for seat in seats}
         owners = {thread.mm: thread.pid for thread in reversed(tree.threads())}
@@ -96,7 +108,8 @@ class Layout:
             core.Track(pid, core.NONE, at[pid].fd if pid in at else -1, at[pid].ino if pid in at else 0, fresh=False)
             for _mm, pid in sorted(owners.items())
         ]
-        self.capture = Capture(tree, tracks)
+        self.adviser = Adviser(silent=newborn)
+        self.capture = Capture(tree, tracks, adviser=self.adviser)
         self.seen: Fingerprint = {}
 
     def take(self) -> Snapshot:
@@ -104,7 +117,9 @@ class Layout:
         return self.capture.parse(self.sink, Spaces(self.tree.threads(), self.parent))
 
     def again(self, known: Snapshot) -> Snapshot:
-        """`known`, which take() gave, if nothing has changed since that a plan depends on; else the tree parsed anew."""
+        """`known`, which take() gave, if nothing has changed since that a plan depends on; else the tree parsed anew. For use
+        inside a freeze: what take() learned of mappings stands, for asking again takes time."""
+        self.adviser.frozen = True
         before, self.seen = self.seen, self._look()
         return known if self.seen == before else self.capture.parse(self.sink, Spaces(self.tree.threads(), self.parent))
 
@@ -115,13 +130,13 @@ class Layout:
 
 
 class Parser:
-    def __init__(self, raw: RawCapture, spaces: Spaces) -> None:
-        self.raw, self.spaces, self.table = raw, spaces, table()
+    def __init__(self, raw: RawCapture, spaces: Spaces, adviser: Adviser) -> None:
+        self.raw, self.spaces, self.table, self.adviser = raw, spaces, table(), adviser
         self.files: dict[int, OpenFile] = {}
 
     def snapshot(self, root: int, taken_at: int) -> Snapshot:
         tasks = tuple(self._task(process) for process in self.raw.processes.values())
-        objects = tuple(SharedObject(self.spaces.store(o.space), o.dev, o.ino, o.size) for o in self.raw.objects)
+        objects = described([SharedObject(self.spaces.store(o.space), o.dev, o.ino, o.size) for o in self.raw.objects], tasks)
         start = self.raw.threads[root].start_ticks
         files = with_twins(with_outside(sorted(self.files.values(), key=lambda file: file.id)))
         return Snapshot(PidRef(root, start), tasks, files, objects, machine(), taken_at)
@@ -138,11 +153,15 @@ class Parser:
             comm=stat.comm,
             mm=self.spaces.store(threads[0].mm),
             threads=tuple(self._thread(thread) for thread in threads),
-            mappings=tuple(_with_identity(process.pid, mapping) for mapping in parse_maps(process.files["maps"])),
+            mappings=self._mappings(process, stat.start_ticks),
             descriptors=self._descriptors(process, stat.comm),
             pending=tuple(process.pending),
             attributes=self._attributes(process),
         )
+
+    def _mappings(self, process: RawProcess, start_ticks: int) -> tuple[Mapping, ...]:
+        found = [_with_identity(process.pid, mapping) for mapping in parse_maps(process.files["maps"])]
+        return self.adviser.advised(PidRef(process.pid, start_ticks), found, parse_status(process.files["status"]))
 
     def _attributes(self, process: RawProcess) -> dict[str, State]:
         extra: dict[str, bytes] = {}

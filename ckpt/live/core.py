@@ -67,6 +67,18 @@ def newborn_apart(namespaces: int, pid: int, keep: Sequence[int] = ()) -> tuple[
     return code, int(made[0]), int(init[0]), int(house[0])
 
 
+def guards(pid: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(start, end) of the guard pages in these ranges; none where the process is gone or may not be asked."""
+    asked = ffi.new("struct ckpt_range[]", [[start, end, 0, 0] for start, end in ranges])
+    cap = 256
+    while True:
+        found = ffi.new("struct ckpt_range[]", cap)
+        count = int(lib.ckpt_guards(pid, asked, len(ranges), found, cap))
+        if count != -errno.ENOSPC:
+            return [(int(found[index].start), int(found[index].end)) for index in range(max(count, 0))]
+        cap *= 8
+
+
 def probe() -> dict[str, int]:
     """Feature -> 0 where it works, else the errno that the probe met (positive)."""
     errors = ffi.new("int32_t[]", int(lib.CKPT_F_COUNT))

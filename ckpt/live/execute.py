@@ -1,7 +1,8 @@
 """A plan carried out on a frozen tree. The order is the whole point:
 
    threads that came since end -> mappings -> descriptors -> attributes -> threads that went are made again -> what each
-   thread knows of itself -> pages -> signals drained, timers -> registers -> (SIGCONT) -> signals queued again
+   thread knows of itself -> pages -> what waits for them (guard pages, seals) -> signals drained, timers -> registers
+   -> (SIGCONT) -> signals queued again
 
 1. Threads end first: their last acts (robust futexes, clear_child_tid) write into memory that is then put right.
 2. Pages come after everything that lets the kernel write into the memory (clone, rseq, robust lists).
@@ -33,7 +34,7 @@ DRAIN_AT_ONCE = 8
 DATA_BYTES = 16384  #: room in the bridge beside the calls, at least
 ALL_SIGNALS = b"\xff" * 8
 BEFORE_SPAWN = ("mappings", "descriptors-made", "descriptors-shared", "descriptors", "attributes")
-BEFORE_PAGES, AFTER_DRAIN, AFTER_CONT = ("threads",), ("timers",), ("signals",)
+WITH_PAGES, BEFORE_PAGES, AFTER_DRAIN, AFTER_CONT = ("finish",), ("threads",), ("timers",), ("signals",)
 
 
 class Unchanged(CkptError):
@@ -148,6 +149,8 @@ class Executor:
         return refused
 
     def after_pages(self) -> None:
+        for name in WITH_PAGES:
+            self._stage(name)
         for task in self.wanted.tasks:
             self._drain(task.pid, ALL_SIGNALS)
             here = {thread.tid for thread in task.threads}

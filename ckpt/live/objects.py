@@ -6,16 +6,19 @@ is reached through a mapping or a descriptor of a task that has it.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 from ckpt.errors import CkptError
-from ckpt.model import PAGE, SharedObject, Snapshot
+from ckpt.model import PAGE, Content, MadeObject, SharedObject, Snapshot
 from ckpt.plan.pages import RUN
 
 PIECE = 256  #: pages compared at once
+F_ADD_SEALS = 1033
 
 
 class Pages(Protocol):
@@ -26,27 +29,77 @@ class Pages(Protocol):
     def read(self, space: int, page: int, count: int) -> Iterator[memoryview]: ...
 
 
-def put(objects: Sequence[SharedObject], wanted: Snapshot, source: Pages, ours: Callable[[int], int]) -> int:
-    """Makes every object what the generation says. Returns pages written. `ours`: a pid of the tree -> our number of it."""
-    return sum(_put(item, wanted, source, ours) for item in objects)
+class Contents:
+    """All shared objects of a tree, open while a plan is carried out on it; a context manager. `made`: those that are made anew.
+    `ours`: a pid of the tree -> our number of it."""
+
+    def __init__(self, wanted: Snapshot, made: Sequence[MadeObject], source: Pages, ours: Callable[[int], int]) -> None:
+        self._wanted, self._source, self._ours = wanted, source, ours
+        self._made = {one.space: one for one in made}
+        self._to_seal: list[tuple[int, MadeObject]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for file, _made in self._to_seal:
+            os.close(file)
+
+    def put(self) -> int:
+        """Makes every object what the generation says. Returns pages written."""
+        return sum(self._put(item) for item in self._wanted.objects)
+
+    def seal(self) -> None:
+        """Seals those that had been sealed, now that nothing maps them for writing."""
+        for file, made in self._to_seal:
+            try:
+                fcntl.fcntl(file, F_ADD_SEALS, made.seals)
+            except OSError as error:
+                raise CkptError(f"shared object {made.entry} of task {made.pid}: cannot be sealed: {error.strerror}") from None
+
+    def _put(self, item: SharedObject) -> int:
+        made = self._made.get(item.space)
+        path = f"/proc/{self._ours(made.pid)}/{made.entry}" if made else _reach(item, self._wanted, self._ours)
+        if path is None or (made and not made.contents):
+            return 0
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise CkptError(f"shared object {path}: cannot be written: {error.strerror}") from None
+        try:
+            if made and made.seals:
+                self._to_seal.append((os.dup(file), made))
+            if os.fstat(file).st_size != item.size:
+                os.ftruncate(file, item.size)
+            return _fill(file, item, self._source) if made else _compare(file, item, self._source)
+        except OSError as error:
+            raise CkptError(f"shared object {path}: cannot be brought back: {error.strerror}") from None
+        finally:
+            os.close(file)
 
 
-def _put(item: SharedObject, wanted: Snapshot, source: Pages, ours: Callable[[int], int]) -> int:
-    path = _reach(item, wanted, ours)
-    if path is None:
-        return 0
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise CkptError(f"shared object {path}: cannot be written: {error.strerror}") from None
-    try:
-        if os.fstat(file).st_size != item.size:
-            os.ftruncate(file, item.size)
+def _fill(file: int, item: SharedObject, source: Pages) -> int:
+    """An object that was made empty. (A segment that was found by its id may hold anything: its holes are made zeros, too.)"""
+    if os.lseek(file, 0, os.SEEK_END) and _has_data(file):
         return _compare(file, item, source)
-    except OSError as error:
-        raise CkptError(f"shared object {path}: cannot be brought back: {error.strerror}") from None
-    finally:
-        os.close(file)
+    written = 0
+    for page, count, content in RUN.iter_unpack(source.raw_runs(item.space)):
+        at = page * PAGE
+        for piece in source.read(item.space, page, count) if content == Content.DATA else ():
+            left = piece[: max(item.size - at, 0)]
+            while left:
+                done = os.pwrite(file, left, at)
+                at, left = at + done, left[done:]
+            written += len(piece) // PAGE
+    return written
+
+
+def _has_data(file: int) -> bool:
+    try:
+        os.lseek(file, 0, os.SEEK_DATA)
+    except OSError:
+        return False
+    return True
 
 
 def _compare(file: int, item: SharedObject, source: Pages) -> int:

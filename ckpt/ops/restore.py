@@ -19,7 +19,7 @@ from typing import Any
 
 from ckpt.errors import RefusedError
 from ckpt.history.open import Generation, History, Mode, open_store
-from ckpt.live import act, core, objects, runtime
+from ckpt.live import act, advice, core, objects, runtime
 from ckpt.live.capture import Layout
 from ckpt.live.execute import Executor, disturbed
 from ckpt.live.newborn import Newborns
@@ -123,10 +123,12 @@ class _Run:
     def planned(self) -> tuple[Snapshot, Reborn, Plan]:
         """The newborns, what they are to become, and how. Raises RefusedError."""
         with core.Sink(SINK_PAGES, "/tmp") as sink:
-            now = self.born.seen(Layout(self.born.tree, None, (), sink).take())
+            now = self.born.seen(Layout(self.born.tree, None, (), sink, newborn=True).take())
         self.clock.lap("looked")
         again = reborn(self.wanted, now, self.born.inner)
-        made = plan(now, again.wanted, self._world(paths_of(now, again.wanted, newborn=True)), tcp=self.request.tcp, newborn=True)
+        world = self._world(paths_of(now, again.wanted, newborn=True))
+        segments = advice.segments(self.born.ref.pid)
+        made = plan(now, again.wanted, world, tcp=self.request.tcp, newborn=True, segments=segments)
         if made.refusals:
             more = f" (and {len(made.refusals) - 1} more)" if len(made.refusals) > 1 else ""
             raise RefusedError(made.refusals[0] + more)
@@ -159,11 +161,13 @@ class _Run:
         executor.before_pages()
         self.clock.lap("layout")
         pages.put()
-        pages.written += objects.put(wanted.objects, wanted, pages.source, self.born.tree.ours)
-        self.clock.lap("pages")
-        if self.born.inner:
-            act.rename_threads(self.born.tree, wanted, {new: old for old, new in self.born.inner.items()})
-        executor.after_pages()
+        with objects.Contents(wanted, made.objects, pages.source, self.born.tree.ours) as contents:
+            pages.written += contents.put()
+            self.clock.lap("pages")
+            if self.born.inner:
+                act.rename_threads(self.born.tree, wanted, {new: old for old, new in self.born.inner.items()})
+            executor.after_pages()
+            contents.seal()
         self.clock.lap("registers")
         executor.end()
         self.clock.lap("ended")

@@ -20,14 +20,14 @@ from typing import Any
 
 from ckpt.errors import CkptError, NotFoundError, RefusedError
 from ckpt.history.open import Generation, History, Mode, open_store
-from ckpt.live import core, journal, objects, runtime, track
+from ckpt.live import advice, core, journal, objects, runtime, track
 from ckpt.live.capture import Layout
 from ckpt.live.execute import Executor, Unchanged, disturbed
 from ckpt.model import PidRef, Plan, Snapshot, Task
 from ckpt.ops.baseline import Clock, find_baseline
 from ckpt.ops.rollback_pages import Pages
-from ckpt.plan import FileIdentity, paths_of, plan, starts_moved, with_growing
-from ckpt.procfs import growing_down, parse_stat
+from ckpt.plan import FileIdentity, paths_of, plan
+from ckpt.procfs import parse_stat
 
 SINK_PAGES = 256  #: for contents of pipes and the like; runs and records have room of their own
 
@@ -139,7 +139,6 @@ class _Run:
         self.incarnation = runtime.incarnation(ref)
         self.unfinished = journal.load(ref)
         self.baseline = find_baseline(history, ref, self.incarnation)
-        self.growing: dict[int, frozenset[int]] = {}  #: pid -> ends of its mappings that grow down
 
     # ---- while it runs ----
 
@@ -147,7 +146,6 @@ class _Run:
         """--dry-run: the plan, nothing touched."""
         with core.Sink(SINK_PAGES, "/tmp") as sink:
             now = Layout(self.tree, self.wanted, self.baseline.seats, sink).take()
-        self._look_for_growing(now)
         made = self._planned(now, {seat.pid: seat.fd for seat in self.baseline.seats}).made
         return Result(self.generation.number, self.ref.pid, made, 0, self._spent(), 0, 0, 0, _threads(made, self.wanted), made.warnings, ())
 
@@ -157,7 +155,6 @@ class _Run:
         with core.Sink(SINK_PAGES, "/tmp") as sink:
             layout = Layout(self.tree, self.wanted, armed.seats, sink)
             now = layout.take()
-            self._look_for_growing(now)
             planned = self._planned(now, seats)
             self._refuse(planned.made)
             self.clock.lap("planned")
@@ -192,19 +189,9 @@ class _Run:
         return time.monotonic_ns() - self.clock.start
 
     def _planned(self, now: Snapshot, seats: dict[int, int]) -> _Planned:
-        here, wanted = self._marked(now), self._marked(self.wanted)
-        world = self._world(paths_of(here, wanted))
-        return _Planned(now, world, plan(here, wanted, world, tcp=self.request.tcp, reserved=seats))
-
-    def _look_for_growing(self, now: Snapshot) -> None:
-        """Mappings that grow down, where it may matter. Not in the freeze: smaps takes its time."""
-        here = {task.pid: task for task in now.tasks}
-        for task in self.wanted.tasks:
-            if task.pid in here and starts_moved(here[task.pid], task):
-                self.growing[task.pid] = growing_down(Path(f"/proc/{task.pid}/smaps").read_bytes())
-
-    def _marked(self, snapshot: Snapshot) -> Snapshot:
-        return replace(snapshot, tasks=tuple(with_growing(task, self.growing.get(task.pid, frozenset())) for task in snapshot.tasks))
+        world = self._world(paths_of(now, self.wanted))
+        made = plan(now, self.wanted, world, tcp=self.request.tcp, reserved=seats, segments=advice.segments(self.ref.pid))
+        return _Planned(now, world, made)
 
     def _world(self, paths: Iterable[str]) -> dict[str, FileIdentity]:
         """What stands under these names in the target's root."""
@@ -265,9 +252,11 @@ class _Run:
         executor.before_pages()
         self.clock.lap("layout")
         pages.put(executor, self.clock)
-        pages.written += objects.put(self.wanted.objects, self.wanted, pages.source, self.tree.ours)
-        self.clock.lap("pages")
-        executor.after_pages()
+        with objects.Contents(self.wanted, executor.plan.objects, pages.source, self.tree.ours) as contents:
+            pages.written += contents.put()
+            self.clock.lap("pages")
+            executor.after_pages()
+            contents.seal()
         self.clock.lap("registers")
 
 

@@ -22,6 +22,7 @@ from ckpt.errors import CkptError, NotFoundError, UsageError
 from ckpt.history.open import Generation, History, Mode, open_store
 from ckpt.history.recording import Meta, Recording
 from ckpt.live import core, runtime, track
+from ckpt.live.advice import Adviser
 from ckpt.live.capture import Capture
 from ckpt.live.pages import batches, layout
 from ckpt.live.preflight import preflight
@@ -159,7 +160,8 @@ class _Run:
             if self.request.kill:
                 self.tree.freeze()  # stays frozen to the end, so that nothing happens after the captured instant
             precopied, sink = self._precopy(stack, recording, spaces, armed, incremental)
-            capture = Capture(self.tree, armed.tracks, paranoid=self.request.paranoid, no_inject=not armed.injectable)
+            adviser = Adviser(parent if incremental else None)
+            capture = Capture(self.tree, armed.tracks, paranoid=self.request.paranoid, no_inject=not armed.injectable, adviser=adviser)
             self.clock.lap("prepared")
             timing = capture.run(sink)
             self.clock.lap("captured")

@@ -1,8 +1,8 @@
 """plan(now, wanted): the ordered remote calls that turn a living tree into what a generation says. Pure data, pure code.
 
 Stages run in this order, for each process: its threads that came since are ended (by the executor); mappings; descriptors;
-attributes; threads that went are made again (by the executor); each thread's attributes; pages (by the executor); signals;
-timers; registers (by the executor).
+attributes; threads that went are made again (by the executor); each thread's attributes; pages (by the executor); what can be done
+only when they stand; signals; timers; registers (by the executor).
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from ckpt.plan.attributes import plan_attributes
 from ckpt.plan.batch import Batch
 from ckpt.plan.describe import as_json, as_lines
 from ckpt.plan.descriptors import opened_paths, plan_tables
-from ckpt.plan.mappings import FileIdentity, World, paths_to_check, plan_layout, starts_moved, with_growing
+from ckpt.plan.mappings import paths_to_check, plan_layout
 from ckpt.plan.newborn import Frame
+from ckpt.plan.objects import object_paths, plan_objects
+from ckpt.plan.sources import FileIdentity, World
 from ckpt.plan.threads import plan_threads
+from ckpt.procfs import Segment
 
 #: In the order in which they run; each in all tasks before the next.
-STAGES = ("mappings", "descriptors-made", "descriptors-shared", "descriptors", "attributes", "threads", "signals", "timers")
+STAGES = ("mappings", "descriptors-made", "descriptors-shared", "descriptors", "attributes", "threads", "signals", "timers", "finish")
 
-__all__ = ["STAGES", "FileIdentity", "World", "as_json", "as_lines", "paths_of", "plan", "starts_moved", "with_growing"]
+__all__ = ["STAGES", "FileIdentity", "World", "as_json", "as_lines", "paths_of", "plan"]
 
 
 def plan(
@@ -33,39 +36,44 @@ def plan(
     tcp: str = "reset",
     reserved: Mapping[int, int] | None = None,
     newborn: bool = False,
+    segments: Mapping[int, Segment] | None = None,
 ) -> Plan:
     """`world`: identities of `paths_of(now, wanted)`. `reserved`: pid -> number of the tracker's descriptor in it.
+    `segments`: the System V segments that there are.
     `newborn`: now's tasks are empty forks of ckpt, to become the wanted ones."""
     refusals = _tree(now, wanted)
     if refusals:
-        return Plan((), {}, {}, tuple(refusals))
+        return Plan((), {}, {}, (), tuple(refusals))
     warnings: list[str] = []
     batches: dict[tuple[str, int], Batch] = {}
     ends: dict[int, tuple[int, ...]] = {}
     spawns: dict[int, tuple[int, ...]] = {}
-    tables = plan_tables(now, wanted, tcp, reserved or {}, world)
+    objects = plan_objects(now, wanted, world, segments or {})
+    refusals += objects.refusals
+    warnings += objects.warnings
+    tables = plan_tables(now, wanted, tcp, reserved or {}, world, objects=objects)
     for task in wanted.tasks:
         before = now.task(task.pid)
         frame = Frame(before, task, (now.features, wanted.features)) if newborn else None
-        layout = plan_layout(before, task, now.files, world, frame)
+        layout = plan_layout(before, task, now.files, world, frame, objects)
         threads = plan_threads(before, task)
         attributes = plan_attributes(_framed(before, task) if newborn else before, task)
         refusals += [*layout.refusals, *tables[task.pid].refusals, *attributes.refusals, *threads.refusals]
         warnings += [*layout.warnings, *tables[task.pid].warnings, *attributes.warnings]
         table = tables[task.pid]
-        found = (layout.batch, table.made, table.shared, table.placed, *attributes.batches)
+        found = (layout.batch, table.made, table.shared, table.placed, *attributes.batches, layout.finish)
         batches |= {(name, task.pid): batch for name, batch in zip(STAGES, found, strict=True)}
         ends[task.pid], spawns[task.pid] = threads.end, threads.spawn
     order = [(name, task.pid) for name in STAGES for task in wanted.tasks]
     stages = tuple(Stage(*key, tuple(batches[key].calls)) for key in order if batches[key].calls)
-    return Plan(stages, ends, spawns, tuple(refusals), tuple(warnings))
+    return Plan(stages, ends, spawns, objects.made, tuple(refusals), tuple(warnings))
 
 
 def paths_of(now: Snapshot, wanted: Snapshot, *, newborn: bool = False) -> set[str]:
     """Files that the plan may have to map or open again: the caller says what stands there (in the target's root)."""
     here = {task.pid: task for task in now.tasks}
     mapped = (paths_to_check(here[task.pid], task, newborn=newborn) for task in wanted.tasks if task.pid in here)
-    return opened_paths(wanted).union(*mapped)
+    return opened_paths(wanted).union(object_paths(wanted), *mapped)
 
 
 def _framed(newborn: Task, wanted: Task) -> Task:

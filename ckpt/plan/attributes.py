@@ -53,7 +53,9 @@ def plan_attributes(now: Task, wanted: Task, kinds: Sequence[TaskKind] | None = 
 
 
 def _warn_locked(plan: AttributePlan, now: Task, wanted: Task) -> None:
-    """mlock() and munlock() are not undone: by how much they differ, if they do."""
+    """Generations of older versions do not say what was locked, only how much."""
+    if any(mapping.advice is not None for mapping in wanted.mappings):
+        return
     here, there = (task.attributes.get("memory", {}).get("locked_kib", 0) for task in (now, wanted))
     if here != there:
         plan.warnings.append(f"task {wanted.pid} ({wanted.comm}): locked memory: not rolled back ({here} KiB now, {there} KiB then)")

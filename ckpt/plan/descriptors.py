@@ -25,7 +25,8 @@ from ckpt.model import RemoteArg, Snapshot, Task
 from ckpt.plan import batch as b
 from ckpt.plan.batch import Batch
 from ckpt.plan.fates import Fate, Fates, opened_paths
-from ckpt.plan.mappings import World
+from ckpt.plan.objects import Objects
+from ckpt.plan.sources import World
 
 __all__ = ["TablePlan", "opened_paths", "plan_tables"]
 
@@ -50,11 +51,18 @@ class TablePlan:
 
 
 def plan_tables(
-    now: Snapshot, wanted: Snapshot, tcp: str, reserved: Mapping[int, int], world: World, kinds: Sequence[FdKind] | None = None
+    now: Snapshot,
+    wanted: Snapshot,
+    tcp: str,
+    reserved: Mapping[int, int],
+    world: World,
+    kinds: Sequence[FdKind] | None = None,
+    objects: Objects | None = None,
 ) -> dict[int, TablePlan]:
     """pid -> its table's plan. `tcp`: reset | keep | refuse, for connections that have moved since. `reserved`: pid -> the
-    number of the tracker's own descriptor, which neither snapshot shows. `world`: what stands under `opened_paths(wanted)`."""
-    fates = Fates(now, wanted, tcp, world, kinds if kinds is not None else fd_kinds())
+    number of the tracker's own descriptor, which neither snapshot shows. `world`: what stands under `opened_paths(wanted)`.
+    `objects`: shared memory that is made anew."""
+    fates = Fates(now, wanted, tcp, world, kinds if kinds is not None else fd_kinds(), objects or Objects())
     fates.decide()
     plans = {task.pid: TablePlan(refusals=fates.said[task.pid].refusals, warnings=fates.said[task.pid].warnings) for task in wanted.tasks}
     if not any(plan.refusals for plan in plans.values()):

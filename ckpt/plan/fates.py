@@ -12,15 +12,18 @@ Invariants
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ckpt.kinds.base import CannotUndo, FdKind, Moved, PairKind, peers
+from ckpt.kinds.base import CannotUndo, FdKind, Moved, PairKind, call, peers, result, same
+from ckpt.kinds.fd.file import O_ONCE, seek
 from ckpt.model import OpenFile, RemoteCall, Snapshot, Task
 from ckpt.plan import batch as b
 from ckpt.plan.batch import Batch
-from ckpt.plan.mappings import World
+from ckpt.plan.objects import Objects
+from ckpt.plan.sources import World
 
 _SOL_SOCKET, _SO_LINGER, _AF_INET, _SOCK_STREAM, _SHUT_RDWR = 1, 13, 2, 1, 2
 _IDENTITY = ("dev", "ino")
@@ -49,8 +52,8 @@ class Fate:
 class Fates:
     """Decides for every wanted open file. `of`: id -> its fate; `said`: pid -> refusals and warnings."""
 
-    def __init__(self, now: Snapshot, wanted: Snapshot, tcp: str, world: World, kinds: Sequence[FdKind]) -> None:
-        self.now, self.wanted, self.tcp, self.world = now, wanted, tcp, world
+    def __init__(self, now: Snapshot, wanted: Snapshot, tcp: str, world: World, kinds: Sequence[FdKind], objects: Objects) -> None:
+        self.now, self.wanted, self.tcp, self.world, self.objects = now, wanted, tcp, world, objects
         self.kinds = {kind.name: kind for kind in kinds}
         self.here = {file.id: file for file in now.files}
         self.there = {file.id: file for file in wanted.files}
@@ -125,6 +128,11 @@ class Fates:
             return self._refuse(file, f"{file.kind}: not supported")
         source = matched.get(file.id)
         if source is not None and self._kept(kind, file, source):
+            return None
+        anchor = self.objects.path((file.state["dev"], file.state["ino"]), self._maker(file)) if "ino" in file.state else None
+        if anchor is not None:
+            calls = _opened_anew(file, anchor)
+            self.of[file.id] = Fate(make=calls, result=len(calls) - 1, maker=self._maker(file))
             return None
         if isinstance(kind, PairKind):
             return self._make_pair(kind, file)
@@ -226,6 +234,14 @@ class Fates:
                 return None
             entries.append({**entry, "file": kept[watched]})
         return replace(source, state={**source.state, "entries": entries})
+
+
+def _opened_anew(file: OpenFile, anchor: str) -> tuple[RemoteCall, ...]:
+    """An open file description of its own of an object that is made anew."""
+    made = call(b.NR_OPEN, os.fsencode(anchor) + b"\0", file.flags & ~O_ONCE, 0, note=f"open {anchor}")
+    if not file.pos or file.flags & b.O_PATH:
+        return (made,)
+    return made, seek(result(0), file.pos), same(0)
 
 
 def opened_paths(wanted: Snapshot) -> set[str]:

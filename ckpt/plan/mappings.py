@@ -12,35 +12,25 @@ Invariants
 
 [stack]: what it has grown since is unmapped again. It holds only dead frames of the undone time, the kernel grows it again
 by itself, and an exact layout keeps `verify` simple. Where it was larger then, a MAP_GROWSDOWN piece is put below it. The
-same holds for other mappings that grow down; the text of maps does not name them, so the caller does (`with_growing`).
+same holds for other mappings that grow down (of which older generations know nothing: `_with_growing`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Set
-from collections.abc import Mapping as MappingABC
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from ckpt.kinds.base import value
-from ckpt.model import Backing, Mapping, OpenFile, RemoteArg, Task
+from ckpt.model import Backing, Mapping, OpenFile, Task
 from ckpt.plan import batch as b
+from ckpt.plan.advice import Advised, advise, may_become
 from ckpt.plan.batch import Batch, page_up
 from ckpt.plan.newborn import Frame
+from ckpt.plan.objects import Objects
+from ckpt.plan.sources import FileIdentity, LayoutPlan, Sources, World, changes
 
-
-@dataclass(frozen=True, slots=True)
-class FileIdentity:
-    """What stands under a path in the target's root, as the caller found it just now."""
-
-    dev: int
-    ino: int
-    size: int
-    mtime_ns: int
-
-
-#: path in the target's root -> what stands there; a path that is not named is gone.
-World = MappingABC[str, FileIdentity]
+__all__ = ["FileIdentity", "LayoutPlan", "Piece", "World", "brk_of", "cut", "heap_end", "paths_to_check", "plan_layout", "without"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,50 +44,42 @@ class Piece:
     torn: bool = False  #: the wanted mapping is one, and what stands there is not: it is mapped anew as a whole
 
 
-@dataclass(slots=True)
-class LayoutPlan:
-    batch: Batch = field(default_factory=Batch)
-    refusals: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-
-def plan_layout(now: Task, wanted: Task, now_files: Sequence[OpenFile], world: World, frame: Frame | None = None) -> LayoutPlan:
-    """The calls that turn now's layout into wanted's. `frame`: now is a newborn."""
+def plan_layout(
+    now: Task, wanted: Task, now_files: Sequence[OpenFile], world: World, frame: Frame | None = None, objects: Objects | None = None
+) -> LayoutPlan:
+    """The calls that turn now's layout into wanted's. `frame`: now is a newborn. `objects`: shared memory that is made anew."""
     plan = LayoutPlan()
     who = f"task {wanted.pid} ({wanted.comm})"
+    objects = objects or Objects()
+    wanted = _with_growing(now, wanted)
     if frame:
         plan.refusals += frame.refusals
         frame.first(plan.batch)
     elif _vdso(now.mappings) != _vdso(wanted.mappings):
         plan.refusals.append(f"{who}: its vdso lies elsewhere: it has executed another program since; ckpt restore --replace")
         return plan
-    moved = _BrkMove(None, [], _ours(now.mappings)) if frame else _brk_move(now, wanted)
+    moved = _emptied(now) if frame else _brk_move(now, wanted)
     pieces = _pieces(moved, wanted)
-    sources = _Sources(plan, now, now_files, world, who)
+    plan.refusals += _sealed(pieces, who)
+    if wanted.pid in objects.first:
+        plan.batch.extend(objects.first[wanted.pid].calls)
+    sources = Sources(plan, now, now_files, world, objects, who)
     for piece in pieces:
         if piece.wanted and not _same(piece) and piece.wanted.backing.kind != "anonymous":
             sources.open(piece.wanted)
-    if plan.refusals:
+    if plan.refusals or objects.refused:
         return plan
     if frame:
         frame.aside(plan.batch)
-    _put_in_place(plan.batch, moved, pieces, sources)
+    _Layout(plan, wanted.pid, moved, pieces, sources, objects).put_in_place(now)
     if frame:
         frame.last(plan.batch)
         plan.warnings += frame.warnings
     sources.close()
+    if wanted.pid in objects.last:
+        plan.finish.calls[:0] = objects.last[wanted.pid].calls
     _warn_changed(plan, pieces, who)
     return plan
-
-
-def _put_in_place(batch: Batch, moved: _BrkMove, pieces: Sequence[Piece], sources: _Sources) -> None:
-    for start, end in moved.in_the_way:
-        batch.add(b.NR_MUNMAP, start, end - start, note=f"munmap {start:x}-{end:x} (in the way of the heap)")
-    _unmap(batch, pieces)
-    if moved.brk is not None:
-        batch.add(b.NR_BRK, moved.brk, note=f"brk {moved.brk:x}", expect=moved.brk)
-    _map(batch, pieces, sources)
-    _protect(batch, pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +87,11 @@ class _BrkMove:
     brk: int | None  #: None = it stays
     in_the_way: list[tuple[int, int]]
     after: list[Mapping]  #: the layout of now once brk has moved
+
+
+def _emptied(newborn: Task) -> _BrkMove:
+    """Nothing of a newborn stays, not even what looks alike: its pages are ckpt's."""
+    return _BrkMove(None, [(start, end) for start, end, _ in _merged((m.start, m.end, True) for m in _ours(newborn.mappings))], [])
 
 
 def _brk_move(now: Task, wanted: Task) -> _BrkMove:
@@ -133,7 +120,7 @@ def heap_end(mappings: Iterable[Mapping]) -> int:
 
 def paths_to_check(now: Task, wanted: Task, *, newborn: bool = False) -> set[str]:
     """Paths whose identity the plan needs to know: files that have to be mapped again."""
-    moved = _BrkMove(None, [], _ours(now.mappings)) if newborn else _brk_move(now, wanted)
+    moved = _emptied(now) if newborn else _brk_move(now, wanted)
     return {
         piece.wanted.backing.path
         for piece in _pieces(moved, wanted)
@@ -156,21 +143,28 @@ def _grows(piece: Piece) -> bool:
     return bool(piece.wanted and piece.wanted.flags & b.MAP_GROWSDOWN)
 
 
-def starts_moved(now: Task, wanted: Task) -> bool:
-    """Whether an anonymous mapping begins elsewhere than it did, as one that grows down may: then the caller has to look (smaps)."""
-    starts = {mapping.end: mapping.start for mapping in now.mappings if mapping.backing.kind == "anonymous"}
-    return any(starts.get(m.end, m.start) != m.start for m in wanted.mappings if m.backing.kind == "anonymous" and m.name != "[stack]")
-
-
-def with_growing(task: Task, ends: Set[int]) -> Task:
-    """The task whose anonymous mappings that end there are known to grow down."""
-    if not any(mapping.end in ends for mapping in task.mappings):
-        return task
+def _with_growing(now: Task, wanted: Task) -> Task:
+    """Older generations do not know which mappings grow down: those that do now did so then."""
+    if all(mapping.advice is not None or mapping.backing.kind == "kernel" for mapping in wanted.mappings):
+        return wanted
+    ends = {mapping.end for mapping in now.mappings if mapping.flags & b.MAP_GROWSDOWN}
     marked = (
-        replace(mapping, flags=mapping.flags | b.MAP_GROWSDOWN) if mapping.end in ends and mapping.backing.kind == "anonymous" else mapping
-        for mapping in task.mappings
+        replace(m, flags=m.flags | b.MAP_GROWSDOWN) if m.advice is None and m.end in ends and m.backing.kind == "anonymous" else m
+        for m in wanted.mappings
     )
-    return replace(task, mappings=tuple(marked))
+    return replace(wanted, mappings=tuple(marked))
+
+
+def _sealed(pieces: Iterable[Piece], who: str) -> list[str]:
+    """What mseal() forbids: to unmap, to map over, to protect otherwise. A seal is never taken back."""
+    said = []
+    for piece in pieces:
+        if piece.now is None or "sl" not in (piece.now.advice or ()):
+            continue
+        wanted = piece.wanted
+        if not _same(piece) or wanted is None or wanted.prot != piece.now.prot or (wanted.advice is not None and "sl" not in wanted.advice):
+            said.append(f"{who}: mapping {piece.start:x}-{piece.end:x} has been sealed (mseal): it cannot be brought back in place")
+    return said[:1]
 
 
 def cut(now: Sequence[Mapping], wanted: Sequence[Mapping]) -> Iterator[Piece]:
@@ -205,7 +199,7 @@ def _same(piece: Piece) -> bool:
     now, wanted = piece.now, piece.wanted
     if piece.torn or now is None or wanted is None or now.backing.kind != wanted.backing.kind:
         return False
-    if (now.flags ^ wanted.flags) & _KIND_FLAGS:
+    if (now.flags ^ wanted.flags) & _KIND_FLAGS or not may_become(now, wanted):
         return False
     if now.backing.kind == "anonymous":
         return True
@@ -232,20 +226,61 @@ def _unmap(batch: Batch, pieces: Sequence[Piece]) -> None:
         batch.add(b.NR_MUNMAP, start, end - start, note=f"munmap {start:x}-{end:x}")
 
 
-def _map(batch: Batch, pieces: Sequence[Piece], sources: _Sources) -> None:
-    wanted = [(p.start, p.end, p.wanted) for p in pieces if p.wanted and not _same(p)]
-    for start, end, item in _merged(wanted):
-        mapping = item
-        assert isinstance(mapping, Mapping)
-        flags = mapping.flags & _KIND_FLAGS | b.MAP_FIXED
+class _Layout:
+    """The calls that put the pieces in place, in order."""
+
+    def __init__(self, plan: LayoutPlan, pid: int, moved: _BrkMove, pieces: Sequence[Piece], sources: Sources, objects: Objects) -> None:
+        self.plan, self.batch, self.pid, self.moved, self.pieces = plan, plan.batch, pid, moved, pieces
+        self.sources, self.objects = sources, objects
+
+    def put_in_place(self, now: Task) -> None:
+        why = "" if self.moved.brk is None else " (in the way of the heap)"
+        for start, end in self.moved.in_the_way:
+            self.batch.add(b.NR_MUNMAP, start, end - start, note=f"munmap {start:x}-{end:x}{why}")
+        _unmap(self.batch, self.pieces)
+        if self.moved.brk is not None:
+            self.batch.add(b.NR_BRK, self.moved.brk, note=f"brk {self.moved.brk:x}", expect=self.moved.brk)
+        for start, end, mapping in _merged((p.start, p.end, p.wanted) for p in self.pieces if p.wanted and not _same(p)):
+            assert isinstance(mapping, Mapping)
+            if not self.objects.put(self.pid, mapping, start, end, self.batch):
+                self._map(mapping, start, end)
+        _protect(self.batch, self.pieces)
+        advise(_advised(self.pieces, now), self.batch, self.plan.finish)
+
+    def _map(self, mapping: Mapping, start: int, end: int) -> None:
+        advice = mapping.advice or ()
+        flags = mapping.flags & (_KIND_FLAGS | b.MAP_NORESERVE) | b.MAP_FIXED
+        if "dp" in advice:
+            flags = flags & ~_KIND_FLAGS | b.MAP_DROPPABLE
         name = mapping.backing.path or mapping.name or mapping.backing.kind
         descriptor, offset = value(-1), 0
-        if mapping.backing.kind == "anonymous" or sources.anew(mapping):
-            flags |= b.MAP_ANONYMOUS | (b.MAP_NORESERVE if mapping.prot == 0 else 0)
+        if mapping.backing.kind == "anonymous":
+            flags |= b.MAP_ANONYMOUS | (b.MAP_NORESERVE if mapping.prot == 0 and mapping.advice is None else 0)
         else:
-            descriptor, offset = sources.of(mapping), mapping.backing.offset + start - mapping.start
-        note = f"mmap {start:x}-{end:x} {prot_text(mapping.prot)} {name}"
-        batch.add(b.NR_MMAP, start, end - start, mapping.prot, flags, descriptor, offset, note=note, expect=start)
+            descriptor, offset = self.sources.of(mapping), mapping.backing.offset + start - mapping.start
+        # Memory that was writable once stays promised: the kernel counts it, and joins no neighbours that differ in that. It takes
+        # the promise back for what is protected before there is any page (mm/mprotect.c): so that is done when the pages stand.
+        prot = mapping.prot | (b.PROT_WRITE if "ac" in advice else 0)
+        note = f"mmap {start:x}-{end:x} {prot_text(prot)} {name}"
+        self.batch.add(b.NR_MMAP, start, end - start, prot, flags, descriptor, offset, note=note, expect=start)
+        if prot != mapping.prot:
+            note = f"mprotect {start:x}-{end:x} {prot_text(mapping.prot)}"
+            self.plan.finish.add(b.NR_MPROTECT, start, end - start, mapping.prot, note=note)
+
+
+def _advised(pieces: Sequence[Piece], now: Task) -> list[Advised]:
+    """What holds where advice is given. Under mlockall(MCL_FUTURE), which nobody shows, what is mapped anew is locked."""
+    ours = [mapping for mapping in now.mappings if mapping.backing.kind == "anonymous" and mapping.prot]
+    locked = bool(ours) and all("lo" in (mapping.advice or ()) for mapping in ours)
+    parts = []
+    for piece in pieces:
+        if piece.wanted is None:
+            continue
+        if piece.now is not None and _same(piece):
+            parts.append(Advised(piece.start, piece.end, frozenset(piece.now.advice or ()), piece.now.guards, piece.wanted))
+        else:
+            parts.append(Advised(piece.start, piece.end, frozenset(("lo",) if locked else ()), (), piece.wanted))
+    return parts
 
 
 def _protect(batch: Batch, pieces: Sequence[Piece]) -> None:
@@ -263,6 +298,10 @@ def prot_text(prot: int) -> str:
     return "".join(letter if prot & bit else "-" for letter, bit in (("r", 1), ("w", 2), ("x", 4)))
 
 
+def _identity(backing: Backing) -> FileIdentity:
+    return FileIdentity(backing.dev, backing.ino, backing.size, backing.mtime_ns)
+
+
 def _warn_changed(plan: LayoutPlan, pieces: Sequence[Piece], who: str) -> None:
     changed = {
         piece.wanted.backing.path
@@ -271,7 +310,8 @@ def _warn_changed(plan: LayoutPlan, pieces: Sequence[Piece], who: str) -> None:
         and piece.wanted
         and _same(piece)
         and piece.wanted.backing.kind == "file"
-        and _newer(piece.now.backing, piece.wanted.backing)
+        and piece.now.backing.mtime_ns
+        and changes(_identity(piece.now.backing), piece.wanted.backing)
         and not piece.wanted.flags & b.MAP_SHARED
     }
     for path in sorted(changed):
@@ -283,94 +323,6 @@ def _warn_changed(plan: LayoutPlan, pieces: Sequence[Piece], who: str) -> None:
     }
     for path in sorted(shared):
         plan.warnings.append(f"{who}: {path} is mapped shared: the file's contents are not rolled back")
-
-
-def _newer(now: Backing, wanted: Backing) -> bool:
-    return bool(now.mtime_ns and wanted.mtime_ns and (now.mtime_ns, now.size) != (wanted.mtime_ns, wanted.size))
-
-
-class _Sources:
-    """Descriptors from which files and shared objects are mapped: one that the task has, its path, or a mapping that still is."""
-
-    def __init__(self, plan: LayoutPlan, now: Task, now_files: Sequence[OpenFile], world: World, who: str) -> None:
-        self._plan, self._now, self._world, self._who = plan, now, world, who
-        self._files = {file.id: file for file in now_files}
-        self._found: dict[tuple[int, int, bool], RemoteArg] = {}
-        self._opened: list[RemoteArg] = []
-        self._anew: set[tuple[int, int]] = set()
-
-    def _key(self, mapping: Mapping) -> tuple[int, int, bool]:
-        """Writable only where a write goes to the object: the access mode bounds later mprotects, as it did at first."""
-        writable = mapping.flags & b.MAP_SHARED and (mapping.prot & b.PROT_WRITE or mapping.backing.kind == "object")
-        return mapping.backing.dev, mapping.backing.ino, bool(writable)
-
-    def of(self, mapping: Mapping) -> RemoteArg:
-        return self._found[self._key(mapping)]
-
-    def anew(self, mapping: Mapping) -> bool:
-        """Its object is gone and is made anew as shared anonymous memory; its pages are written like any others."""
-        return (mapping.backing.dev, mapping.backing.ino) in self._anew
-
-    def open(self, mapping: Mapping) -> None:
-        key = self._key(mapping)
-        if key in self._found or self.anew(mapping):
-            return
-        found = self._held(mapping, key[2]) or self._by_path(mapping, key[2]) or self._by_mapping(mapping, key[2])
-        if found is not None:
-            self._found[key] = found
-        elif not self._plan.refusals or not self._plan.refusals[-1].startswith(self._name(mapping)):
-            self._refuse_or_anew(mapping)
-
-    def _name(self, mapping: Mapping) -> str:
-        return f"{self._who}: mapping {mapping.start:x}-{mapping.end:x} of {mapping.backing.path or 'a shared object'}"
-
-    def _held(self, mapping: Mapping, writable: bool) -> RemoteArg | None:
-        modes = (b.O_RDWR,) if writable else (b.O_RDWR, b.O_RDONLY)
-        for descriptor in self._now.descriptors:
-            file = self._files.get(descriptor.file)
-            if file is None or file.flags & b.O_PATH or file.flags & b.O_ACCMODE not in modes:
-                continue
-            if (file.state.get("dev"), file.state.get("ino")) == (mapping.backing.dev, mapping.backing.ino):
-                return value(descriptor.fd)
-        return None
-
-    def _by_path(self, mapping: Mapping, writable: bool) -> RemoteArg | None:
-        backing = mapping.backing
-        if backing.kind != "file" or backing.deleted:
-            return None
-        there = self._world.get(backing.path)
-        if there is None or (there.dev, there.ino) != (backing.dev, backing.ino):
-            return None
-        if backing.mtime_ns and not mapping.flags & b.MAP_SHARED and (there.size, there.mtime_ns) != (backing.size, backing.mtime_ns):
-            self._plan.refusals.append(f"{self._name(mapping)}: the file has changed since the generation")
-            return None
-        return self._open(backing.path, writable)
-
-    def _by_mapping(self, mapping: Mapping, writable: bool) -> RemoteArg | None:
-        for other in self._now.mappings:
-            same = (other.backing.dev, other.backing.ino) == (mapping.backing.dev, mapping.backing.ino)
-            if same and other.backing.kind in ("file", "object"):
-                return self._open(f"/proc/self/map_files/{other.start:x}-{other.end:x}", writable)
-        return None
-
-    def _open(self, path: str, writable: bool) -> RemoteArg:
-        flags = (b.O_RDWR if writable else b.O_RDONLY) | b.O_CLOEXEC
-        opened = self._plan.batch.add(b.NR_OPEN, path.encode(errors="surrogateescape") + b"\0", flags, 0, note=f"open {path}")
-        self._opened.append(opened)
-        return opened
-
-    def _refuse_or_anew(self, mapping: Mapping) -> None:
-        backing = mapping.backing
-        if backing.kind == "object" and backing.path.startswith("/dev/zero") and backing.offset == 0:
-            self._anew.add((backing.dev, backing.ino))
-            self._plan.warnings.append(f"{self._name(mapping)}: no task holds the object any more: it is made anew")
-            return
-        what = "the file is gone or is another one" if backing.kind == "file" else "the object is gone"
-        self._plan.refusals.append(f"{self._name(mapping)}: {what}; ckpt restore --replace")
-
-    def close(self) -> None:
-        for opened in self._opened:
-            self._plan.batch.add(b.NR_CLOSE, opened, note="close what was opened for mapping")
 
 
 def brk_of(task: Task) -> int:

@@ -13,12 +13,14 @@ from ckpt.procfs.cgroup import CgroupEntry, parse_cgroup
 from ckpt.procfs.fdinfo import EpollTarget, FdInfo, InotifyWatch, TimerFd, parse_fdinfo
 from ckpt.procfs.limits import Limit, parse_limits
 from ckpt.procfs.maps import parse_maps
-from ckpt.procfs.smaps import growing_down
+from ckpt.procfs.smaps import Advice, parse_smaps
 from ckpt.procfs.stat import Stat, parse_stat
 from ckpt.procfs.status import Ids, Status, parse_status
+from ckpt.procfs.sysvipc import Segment, parse_segments
 from ckpt.procfs.timers import PosixTimer, parse_timers
 
 __all__ = [
+    "Advice",
     "CgroupEntry",
     "EpollTarget",
     "FdInfo",
@@ -26,15 +28,17 @@ __all__ = [
     "InotifyWatch",
     "Limit",
     "PosixTimer",
+    "Segment",
     "Stat",
     "Status",
     "TimerFd",
-    "growing_down",
     "parse_auxv",
     "parse_cgroup",
     "parse_fdinfo",
     "parse_limits",
     "parse_maps",
+    "parse_segments",
+    "parse_smaps",
     "parse_stat",
     "parse_status",
     "parse_timers",

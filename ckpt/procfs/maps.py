@@ -1,7 +1,8 @@
 """/proc/PID/maps -> mappings (fs/proc/task_mmu.c, show_map_vma).
 
 What the text cannot tell, and who adds it: size and mtime of a file (stat of map_files, by the wing of the living); growing
-down, but for the main stack (smaps); a name that really ends in " (deleted)" reads as deleted (st_nlink decides).
+down, but for the main stack, and what a program asked of it (smaps); a name that really ends in
+" (deleted)" reads as deleted (st_nlink decides).
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ class Status:
     seccomp: int  #: 0 off, 1 strict, 2 filter
     seccomp_filters: int
     locked_kib: int  #: VmLck, what mlock() and its kin hold; 0 for a kernel thread or a zombie
+    resident_kib: int = 0  #: VmRSS
 
     @property
     def deliverable(self) -> int:
@@ -90,4 +91,5 @@ def parse_status(text: bytes) -> Status:
         seccomp=decimal("Seccomp"),
         seccomp_filters=decimal("Seccomp_filters"),
         locked_kib=decimal("VmLck"),
+        resident_kib=decimal("VmRSS"),
     )

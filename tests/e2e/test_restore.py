@@ -15,8 +15,8 @@ from tests.harness.ckpt import COMMAND
 from tests.harness.victim import PYTHON
 
 Start = Callable[..., Victim]
-#: Not yet: trees, shared objects that nobody holds any more, connections inside the tree.
-ALONE = [name for name in WORKLOADS if name not in ("redis", "waits", "mappings", "python-asyncio")]
+#: Not yet: connections inside the tree.
+ALONE = [name for name in WORKLOADS if name not in ("redis", "waits", "python-asyncio")]
 
 
 def revive(ckpt: Ckpt, target: Victim, generation: int | str, *options: str) -> None:

@@ -40,6 +40,7 @@ WORKLOADS: Mapping[str, tuple[str, ...]] = {
     "threads4": ("bin/threads4",),
     "registers": ("bin/registers",),
     "mappings": ("bin/mappings", "{folder}"),
+    "shared": ("bin/shared",),
     "threads200": ("bin/threads", "200", "sleepy"),
     "busy16": ("bin/threads", "16", "busy"),
     "family": ("bin/family",),

@@ -212,15 +212,29 @@ def test_a_deleted_file_is_mapped_from_a_descriptor_or_from_a_mapping_that_still
     assert b"map_files" in calls[0].args[0].data
 
 
-def test_shared_anonymous_memory_that_nobody_holds_is_made_anew_a_memfd_is_refused() -> None:
-    gone = Mapping(BASE, BASE + PAGE, RW, 0x21, Backing("object", "/dev/zero", 1, 9, 0, deleted=True))
-    plan = plan_layout(task(), task(gone), (), {})
-    assert not plan.refusals
-    assert plan.warnings
-    assert plan.batch.calls[0].args[3].value & b.MAP_ANONYMOUS
+def test_an_object_that_is_not_made_anew_is_refused_by_name() -> None:
     memfd = Mapping(BASE, BASE + PAGE, RW, 1, Backing("object", "/memfd:q", 1, 9, 0, deleted=True))
     (line,) = plan_layout(task(), task(memfd), (), {}).refusals
     assert "/memfd:q" in line
+
+
+def test_what_has_changed_of_a_private_file_is_said() -> None:
+    wanted = task(of_file(0, 2))
+    (shorter,) = plan_layout(task(), wanted, (), {"/lib/one": FileIdentity(11, 101, 4096, 5)}).refusals
+    assert "4096 bytes, it had 1048576" in shorter
+    (later,) = plan_layout(task(), wanted, (), {"/lib/one": FileIdentity(11, 101, 1 << 20, 10**18)}).refusals
+    assert "written 2001-09-" in later
+    (other,) = plan_layout(task(), wanted, (), {"/lib/one": FileIdentity(11, 555, 1 << 20, 5)}).refusals
+    assert "inode 555, it was 101" in other
+    (gone,) = plan_layout(task(), wanted, (), {}).refusals
+    assert "is gone" in gone
+
+
+def test_a_shared_file_is_mapped_as_it_is_now() -> None:
+    wanted = task(of_file(0, 2, prot=RW, flags=1))
+    plan = plan_layout(task(), wanted, (), {"/lib/one": FileIdentity(11, 101, 4096, 10**18)})
+    assert not plan.refusals
+    assert any("not rolled back" in line for line in plan.warnings)
 
 
 @st.composite

@@ -3,7 +3,7 @@ environment lie (/proc/PID/stat; brk(0)), the auxiliary vector, and which file i
 once. It needs no right to do so, but for the executed file: CAP_CHECKPOINT_RESTORE, and no mapping of the old one may be
 left (kernel/sys.c, prctl_set_mm_map; kernel/fork.c, replace_mm_exe_file).
 
-How much is locked (mlock) is only remembered, so that a plan can say that it is not brought back."""
+How much is locked (mlock) is remembered beside it; the mappings say what."""
 
 from __future__ import annotations
 
