@@ -133,7 +133,25 @@ class FdKind(Protocol):
 
 
 @runtime_checkable
-class PairKind(Protocol):
+class SettledKind(Protocol):
+    """A kind of which something can be brought back only when every number of the task is right."""
+
+    def settle(self, fd: int, wanted: OpenFile) -> Sequence[RemoteCall]:
+        """After `recreate`, at its number."""
+        ...
+
+
+@runtime_checkable
+class CandidKind(Protocol):
+    """A kind that cannot always be brought back whole, and says so."""
+
+    def caveats(self, now: OpenFile | None, wanted: OpenFile) -> Sequence[str]:
+        """`now`: the open file that is kept; None: it is made again."""
+        ...
+
+
+@runtime_checkable
+class EndedKind(Protocol):
     """A kind whose objects have two ends, each an open file description of its own."""
 
     def other_end(self, file: OpenFile) -> object:
@@ -141,6 +159,11 @@ class PairKind(Protocol):
         ...
 
     def this_end(self, file: OpenFile) -> object: ...
+
+
+@runtime_checkable
+class PairKind(EndedKind, Protocol):
+    """Neither end can be made without the other."""
 
     def recreate_pair(self, first: OpenFile | None, second: OpenFile | None) -> Sequence[RemoteCall]:
         """Both ends anew, in this order; results 0 and 1 are the descriptors. Raises CannotUndo."""
@@ -176,6 +199,9 @@ class RawTask:
 
 
 class TaskKind(Protocol):
+    """May also have `order` (lower is restored first, 50 where there is none: credentials 90) and, if not per_thread, `late`
+    (restored when all its threads are)."""
+
     name: str
     per_thread: bool
     proc_files: tuple[str, ...]
@@ -186,6 +212,29 @@ class TaskKind(Protocol):
     def restore(self, now: State, wanted: State) -> Sequence[RemoteCall]:
         """Calls that turn now into wanted, none where they are equal. Raises CannotUndo."""
         ...
+
+
+@runtime_checkable
+class Inherited(Protocol):
+    """A kind of thread attribute of which a new thread has something from the thread that makes it."""
+
+    def in_clone(self, state: State) -> State: ...
+
+
+@runtime_checkable
+class Cleared(Protocol):
+    """A kind of task attribute that a change of credentials takes something of (kernel/cred.c, commit_creds)."""
+
+    def cleared(self, state: State) -> State:
+        """What is left of it, or no longer known, after the change."""
+        ...
+
+
+@runtime_checkable
+class CandidTask(Protocol):
+    """A kind of task attribute that cannot always be brought back whole, and says so."""
+
+    def caveats(self, now: State, wanted: State) -> Sequence[str]: ...
 
 
 # ---- writing remote calls ----
@@ -252,7 +301,7 @@ def peers(files: Iterable[OpenFile]) -> dict[int, tuple[int, ...] | None]:
 
     Several: an end was opened more than once. (): the other end is held outside the tree. None: nobody holds it any more.
     """
-    kinds = {kind.name: kind for kind in fd_kinds() if isinstance(kind, PairKind)}
+    kinds = {kind.name: kind for kind in fd_kinds() if isinstance(kind, EndedKind)}
     ended = [(file, kinds[file.kind]) for file in files if file.kind in kinds]
     ends: dict[tuple[str, object], list[int]] = {}
     for file, kind in ended:

@@ -223,11 +223,23 @@ class Parser:
         return identity
 
 
+def _text(path: str) -> bytes:
+    """Empty where the kernel has no such file."""
+    try:
+        return Path(path).read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        if Path(path).parent.exists():
+            return b""
+        raise
+
+
 def _links(process: RawProcess) -> dict[str, bytes]:
-    """What only links tell: read after the thaw, for they last as long as the program does. None of a process that has ended since."""
+    """What only links tell, and what belongs to the machine more than to the program: read after the thaw. None of a process that has
+    ended since."""
     here = f"/proc/{process.pid}"
     try:
         links = {name: os.fsencode(os.readlink(f"{here}/{name}")) for name in ("exe", "root")}
+        links |= {name: text for name in ("cgroup", "autogroup") if (text := _text(f"{here}/{name}"))}
         same = Path(here, "auxv").read_bytes() == process.files["auxv"]
     except (FileNotFoundError, ProcessLookupError):
         return {}

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -55,6 +56,8 @@ class Newborns:
         self._released = False
         pid = self._born(wanted.root.pid, namespaces)
         self.ref = PidRef(pid, start_ticks(pid))
+        _soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))  # descriptors are placed before the wanted limits
         try:
             self.tree = core.Tree(self.ref.pid, self.ref.start_ticks)
         except BaseException:

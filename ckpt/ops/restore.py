@@ -25,6 +25,7 @@ from ckpt.live.execute import Executor, disturbed
 from ckpt.live.newborn import Newborns
 from ckpt.live.newborn import Place as Place
 from ckpt.live.streams import Streams
+from ckpt.live.surroundings import Surroundings
 from ckpt.model import Plan, Snapshot
 from ckpt.ops import replace as replacing
 from ckpt.ops.baseline import Clock
@@ -93,16 +94,17 @@ def restore(request: Request, progress: Callable[[str], None] = lambda _text: No
         generation, wanted = history.load(history.resolve(request.generation, pid=request.pid))
         streams = stack.enter_context(Streams())
         redirected = redirect(wanted, request.streams, streams.open, streams.pass_on if request.foreground else None)
+        around = stack.enter_context(Surroundings(redirected.wanted))
         clock.lap("opened")
         if request.replace and (old := replacing.living(generation, wanted)) is not None:
-            _rehearse(request, history, generation, redirected.wanted, streams)
+            _rehearse(request, history, generation, around.wanted, streams)
             replacing.end(old)
             clock.lap("replaced")
-        born = stack.enter_context(_newborns(request, redirected.wanted, streams))
+        born = stack.enter_context(_newborns(request, around.wanted, streams))
         stack.enter_context(runtime.target_lock(born.ref))
         clock.lap("born")
-        run = _Run(request, history, generation, redirected.wanted, born, clock)
-        return run.run((*redirected.warnings, *Family(wanted).warnings), progress)
+        run = _Run(request, history, generation, around.wanted, born, clock)
+        return run.run((*redirected.warnings, *around.warnings, *Family(wanted).warnings), progress)
 
 
 def _newborns(request: Request, wanted: Snapshot, streams: Streams) -> Newborns:

@@ -25,6 +25,8 @@ from ckpt.procfs import Segment
 #: In the order in which they run; each in all tasks before the next.
 STAGES = ("mappings", "descriptors-made", "descriptors-shared", "descriptors", "attributes", "threads", "signals", "timers", "finish")
 
+_IN_PLACE_ADVICE = "; ckpt restore --replace"  #: no advice to somebody who restores
+
 __all__ = ["STAGES", "FileIdentity", "World", "as_json", "as_lines", "paths_of", "plan"]
 
 
@@ -66,7 +68,8 @@ def plan(
         ends[task.pid], spawns[task.pid] = threads.end, threads.spawn
     order = [(name, task.pid) for name in STAGES for task in wanted.tasks]
     stages = tuple(Stage(*key, tuple(batches[key].calls)) for key in order if batches[key].calls)
-    return Plan(stages, ends, spawns, objects.made, tuple(refusals), tuple(warnings))
+    said = (line.removesuffix(_IN_PLACE_ADVICE) if newborn else line for line in refusals)
+    return Plan(stages, ends, spawns, objects.made, tuple(said), tuple(warnings))
 
 
 def paths_of(now: Snapshot, wanted: Snapshot, *, newborn: bool = False) -> set[str]:

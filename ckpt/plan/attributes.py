@@ -6,19 +6,24 @@ Invariants
     the kernel's for another (kernel/signal.c, do_rt_sigqueueinfo). What is pending now is drained first, by the executor,
     which sees what really is there.
  3. Timers come after the drain, so that one that expires meanwhile is not lost.
+ 4. What needs a right comes before the credentials that lack it, what they would clear comes after them: `kind.order`, and
+    `kind.late` for attributes of a process that wait for all of its threads.
+ 5. A thread that is made again has what its leader has now, as far as the kind says so (`in_clone`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import filterfalse
 
-from ckpt.kinds.base import CannotUndo, TaskKind, task_kinds
-from ckpt.model import State, Task, Thread
+from ckpt.kinds.base import CandidTask, CannotUndo, Cleared, Inherited, TaskKind, task_kinds
+from ckpt.model import RemoteCall, State, Task, Thread
 from ckpt.plan import batch as b
 from ckpt.plan.batch import Batch
 
 _SIGINFO = 128
+_ORDER = 50  #: of a kind that names none
 
 
 @dataclass(slots=True)
@@ -37,19 +42,46 @@ class AttributePlan:
 
 def plan_attributes(now: Task, wanted: Task, kinds: Sequence[TaskKind] | None = None) -> AttributePlan:
     plan = AttributePlan()
-    known = list(kinds) if kinds is not None else task_kinds()
+    known = sorted(kinds if kinds is not None else task_kinds(), key=order_of)
+    who = f"task {wanted.pid} ({wanted.comm})"
+    of_process = [kind for kind in known if not kind.per_thread]
+    for kind in filterfalse(_is_late, of_process):
+        _one(plan, kind, now.attributes.get(kind.name), wanted.attributes.get(kind.name), 0, who)
     here = {thread.tid: thread for thread in now.threads}
-    for kind in known:
-        who = f"task {wanted.pid} ({wanted.comm})"
-        if not kind.per_thread:
-            _one(plan, kind, now.attributes.get(kind.name), wanted.attributes.get(kind.name), 0, who)
-            continue
-        for thread in wanted.threads:
-            before = here[thread.tid].attributes.get(kind.name) if thread.tid in here else {}
-            _one(plan, kind, before, thread.attributes.get(kind.name), thread.tid, f"thread {thread.tid} of {who}")
+    changed = False
+    for thread in wanted.threads:
+        credentials = False
+        for kind in known:
+            if kind.per_thread:
+                before = _before(kind, thread.tid, here, now, credentials)
+                calls = _one(plan, kind, before, thread.attributes.get(kind.name), thread.tid, f"thread {thread.tid} of {who}")
+                credentials |= calls and kind.name == "credentials"
+        changed |= credentials
+    for kind in filter(_is_late, of_process):
+        mine = now.attributes.get(kind.name)
+        before = kind.cleared(mine) if mine and changed and isinstance(kind, Cleared) else mine
+        _one(plan, kind, before, wanted.attributes.get(kind.name), wanted.pid, who)
     _requeue(plan.signals, wanted)
     _warn_locked(plan, now, wanted)
     return plan
+
+
+def order_of(kind: TaskKind) -> tuple[int, str]:
+    return getattr(kind, "order", _ORDER), kind.name
+
+
+def _is_late(kind: TaskKind) -> bool:
+    return bool(getattr(kind, "late", False))
+
+
+def _before(kind: TaskKind, tid: int, here: Mapping[int, Thread], now: Task, credentials: bool) -> State | None:
+    """A thread's state of now, or what it will be born with. `credentials`: they have just been changed."""
+    if tid in here:
+        found = here[tid].attributes.get(kind.name)
+    else:
+        leader = now.threads[0].attributes.get(kind.name) if now.threads else None
+        found = kind.in_clone(leader) if leader and isinstance(kind, Inherited) else {}
+    return kind.cleared(found) if found and credentials and isinstance(kind, Cleared) else found
 
 
 def _warn_locked(plan: AttributePlan, now: Task, wanted: Task) -> None:
@@ -61,15 +93,21 @@ def _warn_locked(plan: AttributePlan, now: Task, wanted: Task) -> None:
         plan.warnings.append(f"task {wanted.pid} ({wanted.comm}): locked memory: not rolled back ({here} KiB now, {there} KiB then)")
 
 
-def _one(plan: AttributePlan, kind: TaskKind, now: State | None, wanted: State | None, tid: int, who: str) -> None:
+def _one(plan: AttributePlan, kind: TaskKind, now: State | None, wanted: State | None, tid: int, who: str) -> bool:
+    """Whether there was anything to do."""
     timer = "timer" in kind.name
     if wanted is None or (now == wanted and not timer):
-        return
+        return False
     target = plan.timers if timer else plan.threads if tid else plan.process
+    calls: Sequence[RemoteCall] = ()
     try:
-        target.extend(kind.restore(now if now is not None else {}, wanted), tid)
+        calls = kind.restore(now if now is not None else {}, wanted)
+        target.extend(calls, tid)
+        if isinstance(kind, CandidTask):
+            plan.warnings += [f"{who}: {text}" for text in kind.caveats(now or {}, wanted)]
     except CannotUndo as error:
         plan.refusals.append(f"{who}: {kind.name}: {error}; ckpt restore --replace")
+    return bool(calls)
 
 
 def _requeue(batch: Batch, task: Task) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,13 +20,18 @@ Start = Callable[..., Victim]
 ALONE = [name for name in WORKLOADS if name not in ("redis", "waits", "python-asyncio")]
 
 
-def revive(ckpt: Ckpt, target: Victim, generation: int | str, *options: str) -> None:
+def revive(ckpt: Ckpt, target: Victim, generation: int | str, *options: str) -> Any:
+    """What ckpt said of it (--json)."""
+    said = []
+
     def restore(words: Sequence[str]) -> int:
         done = ckpt.run("restore", generation, *words, *options, "--json")
         assert done.code == 0, f"exit {done.code}: {done.err}{done.out}"
+        said.append(done.json)
         return int(done.json["pid"])
 
     target.revive(restore)
+    return said[0]
 
 
 @pytest.mark.parametrize("name", ALONE)

@@ -16,15 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from ckpt.kinds.base import CannotUndo, TaskKind, task_kinds
+from ckpt.kinds.base import CannotUndo, RawTask, TaskKind, task_kinds
+from ckpt.kinds.task.capabilities import set_all, title
 from ckpt.model import State
+from ckpt.plan.attributes import order_of
 from ckpt.syscalls.names import nr
 from tests.unit.here import ask, run
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 NAMES = (
-    "altstack", "comm", "credentials", "cwd", "itimers", "memory", "oom_score", "personality", "posix_timers", "prctl", "prctl_thread",
-    "rlimits", "robust_list", "root", "rseq", "scheduling", "sigactions", "tid_address", "umask",
+    "altstack", "autogroup", "cgroup", "comm", "credentials", "cwd", "ioprio", "itimers", "memory", "oom_score", "personality",
+    "posix_timers", "prctl", "prctl_thread", "rlimits", "robust_list", "root", "rseq", "scheduling", "sigactions", "tid_address", "umask",
 )  # fmt: skip
 
 
@@ -214,10 +216,14 @@ def test_cwd(tmp_path: Path) -> None:
     in_child(body)
 
 
-def test_root_that_changed_is_refused() -> None:
+def test_a_root_can_be_entered_but_not_left() -> None:
     assert kind("root").restore({"path": "/"}, {"path": "/"}) == []
-    with pytest.raises(CannotUndo, match="from / to /srv"):
+    with pytest.raises(CannotUndo, match="its root was / and is /srv"):
         kind("root").restore({"path": "/srv"}, {"path": "/"})
+    (entered,) = kind("root").restore({"path": "/"}, {"path": "/srv"})
+    assert (entered.nr, entered.args[0].data) == (nr("chroot"), b"/srv\0")
+    before = [each.name for each in sorted(task_kinds(), key=order_of)]
+    assert before.index("oom_score") < before.index("root") < before.index("cwd") < before.index("credentials")
 
 
 def test_rlimits() -> None:
@@ -227,16 +233,48 @@ def test_rlimits() -> None:
     def body() -> None:
         wanted = state("rlimits")
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-        with pytest.raises(CannotUndo, match="hard limit of open files was lowered to 64"):
-            kind("rlimits").restore(state("rlimits"), wanted)
+        with pytest.raises(CannotUndo, match=r"hard limit of open files: 64 now, .* needs CAP_SYS_RESOURCE"):
+            kind("rlimits").restore({**state("rlimits"), "may_raise": False}, wanted)
+        assert kind("rlimits").restore({**state("rlimits"), "may_raise": True}, wanted)
 
     in_child(body)
 
 
+def test_an_oom_score_that_cannot_be_lowered_is_told() -> None:
+    here = {"adj": 0, "may_lower": False}
+    assert kind("oom_score").caveats(here, {"adj": -500, "may_lower": True}) == [  # type: ignore[attr-defined]
+        "oom_score_adj stays 0: lowering it to -500 needs CAP_SYS_RESOURCE"
+    ]
+    assert kind("oom_score").caveats({**here, "may_lower": True}, {"adj": -500}) == []  # type: ignore[attr-defined]
+    assert kind("oom_score").caveats({**here, "adj": 700}, {"adj": 0}) == []  # type: ignore[attr-defined]
+
+
+def test_ioprio() -> None:
+    change_and_restore("ioprio", lambda: LIBC.syscall(nr("ioprio_set"), 1, 0, 3 << 13))
+
+
+def test_control_groups_are_entered_only_where_somebody_says_so(tmp_path: Path) -> None:
+    """A rollback leaves a process in the group that it was moved to; a restore names the files."""
+    found = kind("cgroup").parse(RawTask(1, 1, {"cgroup": b"4:memory:/a\n0::/b c\n"}, [], ()))
+    assert found == {"paths": {"memory": "/a", "": "/b c"}}
+    assert kind("cgroup").restore({"paths": {"": "/x"}}, found) == []
+    file = tmp_path / "cgroup.procs"
+    file.touch()
+    run(kind("cgroup").restore({}, {**found, "enter": [str(file)]}))
+    assert file.read_text() == "0"
+
+
+def test_autogroup() -> None:
+    found = kind("autogroup").parse(RawTask(1, 1, {"autogroup": b"/autogroup-93 nice -3\n"}, [], ()))
+    assert found == {"nice": -3}
+    assert kind("autogroup").restore({"nice": 0}, found) == []
+    assert [each.note for each in kind("autogroup").restore({"nice": 0}, {**found, "own": True})][1] == "autogroup nice -3"
+
+
 def test_prctl_bits() -> None:
-    for option, number in ((4, 0), (36, 1), (41, 1)):
+    for option, number in ((4, 0), (36, 1), (41, 1), (67, 1)):
         change_and_restore("prctl", lambda option=option, number=number: LIBC.prctl(option, number, 0, 0, 0))  # type: ignore[misc]
-    for option, number in ((1, 9), (8, 1), (29, 123456)):
+    for option, number in ((1, 9), (8, 1), (29, 123456), (26, 2)):
         change_and_restore("prctl_thread", lambda option=option, number=number: LIBC.prctl(option, number, 0, 0, 0))  # type: ignore[misc]
 
 
@@ -251,9 +289,11 @@ def test_scheduling() -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="changes of user need root")
 def test_credentials() -> None:
+    now = state("credentials")
     change_and_restore("credentials", lambda: os.setgroups([4, 20]))
     change_and_restore("credentials", lambda: os.setresgid(5, 6, 7))
     change_and_restore("credentials", lambda: LIBC.prctl(28, 4, 0, 0, 0))
+    change_and_restore("credentials", lambda: run([set_all(now["cap_effective"], now["cap_permitted"], 1 << 10)]))
 
     def ids_with_their_capabilities() -> None:
         LIBC.prctl(28, 4, 0, 0, 0)  # SECBIT_NO_SETUID_FIXUP: the capabilities stay
@@ -264,13 +304,46 @@ def test_credentials() -> None:
     def body() -> None:
         wanted = state("credentials")
         os.setresuid(1000, 1000, 1000)
-        with pytest.raises(CannotUndo, match="changed its user from 0 to 1000"):
+        with pytest.raises(CannotUndo, match="its user was 0 and is 1000: changing it needs CAP_SETUID"):
             kind("credentials").restore(state("credentials"), wanted)
         LIBC.prctl(38, 1, 0, 0, 0)
         with pytest.raises(CannotUndo, match="no_new_privs"):
             kind("credentials").restore(state("credentials"), wanted)
 
     in_child(body)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="changes of user need root")
+@pytest.mark.parametrize(
+    "name", ["another user", "few capabilities", "ambient", "bounding", "securebits", "no_new_privs", "all of it", "root without any"]
+)
+def test_credentials_are_put_on_by_a_privileged_newborn(name: str) -> None:
+    """What a restore does: from all that root has to what the program had."""
+    now = state("credentials")
+    port, raw = 1 << 10, 1 << 13
+    user = {"uid": [1000, 1001, 1002, 1001], "gid": [5, 6, 7, 6], "groups": [4, 20]}
+    none = {f"cap_{each}": 0 for each in ("permitted", "effective", "inheritable", "ambient")}
+    few = {"cap_permitted": port | raw, "cap_effective": port, "cap_inheritable": port, "cap_ambient": 0}
+    cases = {
+        "another user": {**user, **none},
+        "few capabilities": few,
+        "ambient": {**few, "cap_ambient": port},
+        "bounding": {"cap_bounding": now["cap_bounding"] & ~raw},
+        "securebits": {"securebits": 0x2F, **few},
+        "no_new_privs": {"no_new_privs": True},
+        "all of it": {**user, **few, "cap_ambient": port, "cap_bounding": port, "securebits": 0x2F, "no_new_privs": True},
+        "root without any": {**none, "cap_bounding": 0},
+    }
+
+    def body() -> None:
+        wanted = {**now, **cases[name]}
+        assert restore("credentials", wanted) == wanted
+
+    in_child(body)
+
+
+def test_capabilities_have_names() -> None:
+    assert title(1 << 7 | 1 << 39 | 1 << 50) == "CAP_SETUID, CAP_BPF, capability 50"
 
 
 def test_questions_are_few_and_fast() -> None:

@@ -1,7 +1,8 @@
 """Who a thread is: user and group ids, groups, capabilities, securebits, no_new_privs, seccomp (the kernel keeps them by thread).
 
 Going back needs the rights that were given up. What the thread may still do itself is done; the rest is refused by name.
-The order of the calls matters: securebits first, or a change of user ids would take the capabilities along.
+The order of the calls matters: securebits first, or a change of user ids would take the capabilities along; what needs
+CAP_SETPCAP before the last capset; no_new_privs at the end.
 """
 
 from __future__ import annotations
@@ -10,20 +11,20 @@ import struct
 from collections.abc import Sequence
 
 from ckpt.kinds.base import CannotUndo, Question, RawTask, call
+from ckpt.kinds.task import capabilities as caps
 from ckpt.model import RemoteCall, State
 from ckpt.procfs import parse_status
 from ckpt.syscalls.names import nr
 
-PR_GET_SECUREBITS, PR_SET_SECUREBITS = 27, 28
-CAP_SETGID, CAP_SETUID, CAP_SETPCAP = 1 << 6, 1 << 7, 1 << 8
+PR_GET_SECUREBITS, PR_SET_SECUREBITS, PR_SET_NO_NEW_PRIVS = 27, 28, 38
 _SECBIT_NO_SETUID_FIXUP = 4
-_CAPABILITY_VERSION_3 = 0x2008_0522
 _CAPS = ("cap_permitted", "cap_effective", "cap_inheritable", "cap_ambient", "cap_bounding")
 
 
 class Credentials:
     name = "credentials"
     per_thread = True
+    order = 90  #: whatever needs a right comes before
     proc_files = ("status",)
     questions = (Question(nr("prctl"), (PR_GET_SECUREBITS, 0, 0, 0, 0)),)
 
@@ -39,9 +40,12 @@ class Credentials:
             "seccomp": [status.seccomp, status.seccomp_filters],
         }
 
+    def in_clone(self, state: State) -> State:
+        return state
+
     def restore(self, now: State, wanted: State) -> Sequence[RemoteCall]:
         if not wanted or not now or dict(now) == dict(wanted):
-            return []  # a thread that is made again is cloned from one that has them
+            return []
         self._refuse(now, wanted)
         calls: list[RemoteCall] = []
         ids = [key for key in ("gid", "uid") if now[key] != wanted[key]]
@@ -54,39 +58,37 @@ class Credentials:
             real, effective, saved, fs = wanted[key]
             calls.append(call(nr(f"setres{key}"), real, effective, saved, note=f"setres{key} {real} {effective} {saved}"))
             calls.append(call(nr(f"setfs{key}"), fs, note=f"setfs{key} {fs}", expect=None))
+        calls += caps.change(now, wanted)
         if ids or now["securebits"] != wanted["securebits"]:
             calls.append(self._securebits(wanted["securebits"]))
         if ids or any(now[name] != wanted[name] for name in _CAPS[:3]):
-            calls.append(_capset(wanted))
+            calls.append(caps.set_all(wanted["cap_effective"], wanted["cap_permitted"], wanted["cap_inheritable"]))
+        if wanted["no_new_privs"] and not now["no_new_privs"]:
+            calls.append(call(nr("prctl"), PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, note="no_new_privs"))
         return calls
 
     def _refuse(self, now: State, wanted: State) -> None:
-        """Raises CannotUndo for what the thread has no longer the right to take back."""
+        """Raises CannotUndo for what the thread has not the right to take on."""
         if now["no_new_privs"] and not wanted["no_new_privs"]:
-            raise CannotUndo("it has set no_new_privs since, which cannot be taken back")
+            raise CannotUndo("no_new_privs is set, which cannot be taken back")
         if now["seccomp"] != wanted["seccomp"]:
-            raise CannotUndo("it has installed a seccomp filter since, which cannot be taken back")
+            raise CannotUndo("a seccomp filter can neither be taken back nor installed again")
         held = now["cap_effective"]
-        if now["uid"] != wanted["uid"] and not held & CAP_SETUID:
-            raise CannotUndo(f"it has changed its user from {wanted['uid'][1]} to {now['uid'][1]}")
-        if (now["gid"] != wanted["gid"] or now["groups"] != wanted["groups"]) and not held & CAP_SETGID:
-            raise CannotUndo("it has changed its groups")
-        if any(now[key] != wanted[key] for key in ("uid", "gid", "securebits")) and not held & CAP_SETPCAP:
-            raise CannotUndo("it has given up CAP_SETPCAP, without which its ids cannot be taken back")
-        if wanted["cap_permitted"] & ~now["cap_permitted"]:
-            raise CannotUndo(f"it has given up capabilities {wanted['cap_permitted'] & ~now['cap_permitted']:#x}")
-        if now["cap_bounding"] != wanted["cap_bounding"] or now["cap_ambient"] != wanted["cap_ambient"]:
-            raise CannotUndo("its bounding or ambient capabilities have changed")
+        if now["uid"] != wanted["uid"] and not held & caps.SETUID:
+            raise CannotUndo(f"its user was {wanted['uid'][1]} and is {now['uid'][1]}: changing it needs CAP_SETUID")
+        if (now["gid"] != wanted["gid"] or now["groups"] != wanted["groups"]) and not held & caps.SETGID:
+            raise CannotUndo("its groups are others: changing them needs CAP_SETGID")
+        if any(now[key] != wanted[key] for key in ("uid", "gid", "securebits", "cap_bounding")) and not held & caps.SETPCAP:
+            raise CannotUndo("its ids, securebits or bounding set are others: changing them needs CAP_SETPCAP")
+        for name in ("cap_permitted", "cap_bounding"):
+            if gone := wanted[name] & ~now[name]:
+                raise CannotUndo(f"it had {caps.title(gone)} ({name.removeprefix('cap_')}), which cannot be had back")
+        raised = wanted["cap_inheritable"] & ~now["cap_inheritable"]
+        if raised & ~(now["cap_bounding"] if held & caps.SETPCAP else now["cap_permitted"]):
+            raise CannotUndo(f"it could pass on {caps.title(raised)}, which cannot be had back")
 
     def _securebits(self, bits: int) -> RemoteCall:
         return call(nr("prctl"), PR_SET_SECUREBITS, bits, 0, 0, 0, note=f"securebits {bits:#x}")
-
-
-def _capset(wanted: State) -> RemoteCall:
-    words = []
-    for shift in (0, 32):
-        words += [wanted[name] >> shift & 0xFFFF_FFFF for name in ("cap_effective", "cap_permitted", "cap_inheritable")]
-    return call(nr("capset"), struct.pack("<Ii", _CAPABILITY_VERSION_3, 0), struct.pack("<6I", *words), note="capset")
 
 
 KIND = Credentials()

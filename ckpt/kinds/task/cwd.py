@@ -16,6 +16,7 @@ _DELETED = b" (deleted)"
 class WorkingDirectory:
     name = "cwd"
     per_thread = False
+    order = 81  #: inside the root
     proc_files: tuple[str, ...] = ()
     questions = (Question(nr("getcwd"), (0, _ROOM), 0, _ROOM),)
 

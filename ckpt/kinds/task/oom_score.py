@@ -1,4 +1,5 @@
-"""/proc/PID/oom_score_adj. Lowering it below what a privileged process last set needs CAP_SYS_RESOURCE: then it stays."""
+"""/proc/PID/oom_score_adj. Lowering it below what a privileged process last set (0 where none did) needs CAP_SYS_RESOURCE: then it
+stays, and the plan says so."""
 
 from __future__ import annotations
 
@@ -6,19 +7,27 @@ import os
 from collections.abc import Sequence
 
 from ckpt.kinds.base import RawTask, call, result
+from ckpt.kinds.task.capabilities import SYS_RESOURCE
 from ckpt.model import RemoteCall, State
+from ckpt.procfs import parse_status
 from ckpt.syscalls.names import nr
 
 
 class OomScore:
     name = "oom_score"
     per_thread = False
-    proc_files = ("oom_score_adj",)
+    proc_files = ("oom_score_adj", "status")
     questions = ()
 
     def parse(self, raw: RawTask) -> State:
         text = raw.files.get("oom_score_adj", b"").strip()
-        return {"adj": int(text)} if text else {}
+        may_lower = bool(parse_status(raw.files["status"]).cap_effective & SYS_RESOURCE)
+        return {"adj": int(text), "may_lower": may_lower} if text else {}
+
+    def caveats(self, now: State, wanted: State) -> Sequence[str]:
+        if not wanted or not now or now.get("may_lower") or wanted["adj"] >= min(now["adj"], 0):
+            return []
+        return [f"oom_score_adj stays {now['adj']}: lowering it to {wanted['adj']} needs CAP_SYS_RESOURCE"]
 
     def restore(self, now: State, wanted: State) -> Sequence[RemoteCall]:
         if not wanted or now.get("adj") == wanted["adj"]:

@@ -20,6 +20,9 @@ class Personality:
     def parse(self, raw: RawTask) -> State:
         return {"persona": raw.answers[0].retval} if raw.answers and raw.answers[0].retval >= 0 else {}
 
+    def in_clone(self, state: State) -> State:
+        return state
+
     def restore(self, now: State, wanted: State) -> Sequence[RemoteCall]:
         if not wanted or now.get("persona") == wanted["persona"]:
             return []

@@ -49,7 +49,7 @@ class PosixTimers:
         for number, timer in here.items():
             if number not in there or any(there[number][key] != timer[key] for key in _IDENTITY):
                 calls.append(call(nr("timer_delete"), int(number), note=f"delete POSIX timer {number}"))
-        for number, timer in there.items():
+        for number, timer in sorted(there.items(), key=lambda item: int(item[0])):  # /proc lists the newest first
             kept = number in here and all(here[number][key] == timer[key] for key in _IDENTITY)
             if kept and here[number] == timer and not timer["remaining"] and not timer["interval"]:
                 continue

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Sequence
 
 from ckpt.kinds.base import CannotUndo, Question, RawTask, call
+from ckpt.kinds.task.capabilities import SYS_NICE
 from ckpt.model import RemoteCall, State
 from ckpt.procfs import parse_status
 from ckpt.syscalls.names import nr
@@ -16,7 +17,7 @@ from ckpt.syscalls.names import nr
 _CPUS = 128  #: bytes: 1024 CPUs
 _ATTR = struct.Struct("<IIQiIQQQII")  #: struct sched_attr
 _FIELDS = ("policy", "flags", "nice", "priority", "runtime", "deadline", "period")
-_CAP_SYS_NICE = 1 << 23
+_RESET_ON_FORK = 1
 _NORMAL = (0, 3)  #: SCHED_OTHER, SCHED_BATCH
 
 
@@ -37,8 +38,11 @@ class Scheduling:
         return {
             **dict(zip(_FIELDS, numbers, strict=False)),
             "cpus": affinity.data[: affinity.retval].rstrip(b"\0").hex() if affinity.retval > 0 else "",
-            "may_raise": bool(parse_status(raw.files["status"]).cap_effective & _CAP_SYS_NICE),
+            "may_raise": bool(parse_status(raw.files["status"]).cap_effective & SYS_NICE),
         }
+
+    def in_clone(self, state: State) -> State:
+        return {} if state.get("flags", 0) & _RESET_ON_FORK else state
 
     def restore(self, now: State, wanted: State) -> Sequence[RemoteCall]:
         if not wanted:
