@@ -24,14 +24,6 @@ _PASSING = ("State", "TracerPid", "PPid", "NSsid", "NSpgid", "FDSize", "Vm", "Rs
             "x86_", "Mems_allowed", "SigQ", "CoreDumping", "untag")  # fmt: skip
 #: Fields of stat (counted from 3, the state) that are the same: flags aside, times and counters pass.
 _STAT_LASTING = {"tty": 4, "priority": 15, "nice": 16, "threads": 17, "exit_signal": 35, "rt_priority": 37, "policy": 38}
-    "tty": 7 - 3,
-    "priority": 18 - 3,
-    "nice": 19 - 3,
-    "threads": 20 - 3,
-    "exit_signal": 38 - 3,
-    "policy": 41 - 3,
-    "rt_priority": 40 - 3,
-}
 
 
 def raw(pid: int) -> dict[str, object]:
@@ -67,7 +59,8 @@ def program() -> Iterator[Asked]:
         yield asked
 
 
-CAPSET = "libc.capset(struct.pack('<Ii', 0x20080522, 0), struct.pack('<6I', {0}, {0} | {1}, {0}, 0, 0, 0)) and 1 / 0"  # effective and inheritable, permitted
+#: {0}: effective and inheritable, {1}: permitted as well
+CAPSET = "libc.capset(struct.pack('<Ii', 0x20080522, 0), struct.pack('<6I', {0}, {0} | {1}, {0}, 0, 0, 0)) and 1 / 0"
 #: what the program does to itself; an expression that it is asked then and now
 CASES = {
     "another user": (
