@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ckpt.kinds.base import CannotUndo, Unsupported, peers, with_outside
-from tests.unit.here import back, capture, close, kind_named, kind_of, look, made, run, until
+from tests.unit.here import back, capture, close, kind_named, kind_of, look, made, run
 
 LIBC = ctypes.CDLL(None)
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left_over")
