@@ -330,6 +330,9 @@ int ckpt_newborn(int32_t pid, int own_session, const int32_t *keep, size_t keep_
 int ckpt_newborn_apart(uint64_t namespaces, int32_t pid, const int32_t *fds, size_t fd_count, int32_t *ret_init, int32_t *ret_pid,
                        int32_t *ret_keep);
 
+/* The calling thread enters the namespace that the descriptor (of /proc/PID/ns/...) names. */
+int ckpt_enter(int32_t namespace_fd);
+
 /* One malloc arena for all threads of this process, to be called before there are any: with an arena a thread, large
  * buffers that wander between threads stay resident several times over (4 GiB captured: 480 MB against 200). */
 void ckpt_one_heap(void);

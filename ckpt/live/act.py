@@ -149,6 +149,12 @@ def pages_write(tree: Tree, pid: int, runs: bytes, data: bytes | bytearray | mem
         tree.check(int(lib.ckpt_pages_write(tree.handle, tree.ours(pid), *_runs(runs), ffi.from_buffer(data))), "write pages")
 
 
+def pages_read(tree: Tree, pid: int, runs: bytes, into: bytearray) -> None:
+    """runs: struct ckpt_run[] of DATA; into: exactly their bytes."""
+    if runs:
+        tree.check(int(lib.ckpt_pages_read(tree.handle, tree.ours(pid), *_runs(runs), ffi.from_buffer(into))), "read pages")
+
+
 @dataclass(frozen=True, slots=True)
 class PageWork:
     """struct ckpt_run[] each, sorted and disjoint."""

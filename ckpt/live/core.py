@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -77,6 +78,19 @@ def guards(pid: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]
         if count != -errno.ENOSPC:
             return [(int(found[index].start), int(found[index].end)) for index in range(max(count, 0))]
         cap *= 8
+
+
+@contextmanager
+def in_network_of(pid: int) -> Iterator[None]:
+    """This thread in the network namespace of a process: sock_diag answers only for its own."""
+    with open("/proc/thread-self/ns/net", "rb") as ours, open(f"/proc/{pid}/ns/net", "rb") as theirs:  # noqa: PTH123
+        code = int(lib.ckpt_enter(theirs.fileno()))
+        if code < 0:
+            raise CkptError(f"task {pid}: its network namespace cannot be entered: {os.strerror(-code)}")
+        try:
+            yield
+        finally:
+            lib.ckpt_enter(ours.fileno())
 
 
 def probe() -> dict[str, int]:

@@ -59,7 +59,7 @@ class Contents:
 
     def _put(self, item: SharedObject) -> int:
         made = self._made.get(item.space)
-        path = f"/proc/{self._ours(made.pid)}/{made.entry}" if made else _reach(item, self._wanted, self._ours)
+        path = f"/proc/{self._ours(made.pid)}/{made.entry}" if made else reach(item, self._wanted, self._ours)
         if path is None or (made and not made.contents):
             return 0
         try:
@@ -108,7 +108,7 @@ def _compare(file: int, item: SharedObject, source: Pages) -> int:
     held = [(page, page + count) for page, count, _content in RUN.iter_unpack(source.raw_runs(item.space))]
     for first in range(0, pages, PIECE):
         count = min(PIECE, pages - first)
-        want = _wanted(item.space, first, count, held, source)[: item.size - first * PAGE]
+        want = wanted_bytes(item.space, first, count, held, source)[: item.size - first * PAGE]
         have = os.pread(file, len(want), first * PAGE)
         if have == want:
             continue
@@ -119,7 +119,7 @@ def _compare(file: int, item: SharedObject, source: Pages) -> int:
     return written
 
 
-def _wanted(space: int, first: int, count: int, held: Sequence[tuple[int, int]], source: Pages) -> bytes:
+def wanted_bytes(space: int, first: int, count: int, held: Sequence[tuple[int, int]], source: Pages) -> bytes:
     """What the generation says of these pages; holes, which it does not name, are zeros."""
     want = bytearray(count * PAGE)
     for page, end in held:
@@ -129,7 +129,7 @@ def _wanted(space: int, first: int, count: int, held: Sequence[tuple[int, int]],
     return bytes(want)
 
 
-def _reach(item: SharedObject, wanted: Snapshot, ours: Callable[[int], int]) -> str | None:
+def reach(item: SharedObject, wanted: Snapshot, ours: Callable[[int], int]) -> str | None:
     """A path of /proc under which the object can be opened, now that the wanted layout and tables stand."""
     files = {file.id for file in wanted.files if (file.state.get("dev"), file.state.get("ino")) == (item.dev, item.ino)}
     for task in wanted.tasks:

@@ -9,18 +9,15 @@ kills ckpt, no half-made process survives: the newborns die with it.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckpt.errors import RefusedError
 from ckpt.history.open import Generation, History, Mode, open_store
-from ckpt.live import act, advice, core, objects, runtime
-from ckpt.live.capture import Layout
+from ckpt.live import runtime
 from ckpt.live.execute import Executor, disturbed
 from ckpt.live.newborn import Newborns
 from ckpt.live.newborn import Place as Place
@@ -29,10 +26,9 @@ from ckpt.live.surroundings import Surroundings
 from ckpt.model import Plan, Snapshot
 from ckpt.ops import replace as replacing
 from ckpt.ops.baseline import Clock
+from ckpt.ops.rebirth import Rebirth
 from ckpt.ops.restore_pages import Pages
-from ckpt.plan import FileIdentity, paths_of, plan
 from ckpt.plan.family import Family
-from ckpt.plan.reborn import Reborn, reborn
 from ckpt.plan.streams import redirect
 
 SINK_PAGES = 256
@@ -97,13 +93,13 @@ def restore(request: Request, progress: Callable[[str], None] = lambda _text: No
         around = stack.enter_context(Surroundings(redirected.wanted))
         clock.lap("opened")
         if request.replace and (old := replacing.living(generation, wanted)) is not None:
-            _rehearse(request, history, generation, around.wanted, streams)
+            _rehearse(request, around.wanted, streams)
             replacing.end(old)
             clock.lap("replaced")
         born = stack.enter_context(_newborns(request, around.wanted, streams))
         stack.enter_context(runtime.target_lock(born.ref))
         clock.lap("born")
-        run = _Run(request, history, generation, around.wanted, born, clock)
+        run = _Run(request, history, generation, born, Rebirth(around.wanted, born, request.tcp, clock))
         return run.run((*redirected.warnings, *around.warnings, *Family(wanted).warnings), progress)
 
 
@@ -111,69 +107,27 @@ def _newborns(request: Request, wanted: Snapshot, streams: Streams) -> Newborns:
     return Newborns(wanted, request.place, streams.numbers, namespaces=CLONE_NEWNS, own_session=not request.foreground)
 
 
-def _rehearse(request: Request, history: History, generation: Generation, wanted: Snapshot, streams: Streams) -> None:
+def _rehearse(request: Request, wanted: Snapshot, streams: Streams) -> None:
     """The plan alone, on newborns that nobody knows: what would be refused is refused before the living one is ended."""
     with Newborns(wanted, Place.NEW, streams.numbers) as born:
-        _Run(request, history, generation, wanted, born, Clock()).planned()
+        Rebirth(wanted, born, request.tcp, Clock()).planned()
 
 
 class _Run:
-    def __init__(self, request: Request, history: History, generation: Generation, wanted: Snapshot, born: Newborns, clock: Clock) -> None:
+    def __init__(self, request: Request, history: History, generation: Generation, born: Newborns, rebirth: Rebirth) -> None:
         self.request, self.history, self.generation = request, history, generation
-        self.wanted, self.born, self.clock = wanted, born, clock
-
-    def planned(self) -> tuple[Snapshot, Reborn, Plan]:
-        """The newborns, what they are to become, and how. Raises RefusedError."""
-        with core.Sink(SINK_PAGES, "/tmp") as sink:
-            now = self.born.seen(Layout(self.born.tree, None, (), sink, newborn=True).take())
-        self.clock.lap("looked")
-        again = reborn(self.wanted, now, self.born.inner)
-        world = self._world(paths_of(now, again.wanted, newborn=True))
-        segments = advice.segments(self.born.ref.pid)
-        made = plan(now, again.wanted, world, tcp=self.request.tcp, newborn=True, segments=segments)
-        if made.refusals:
-            more = f" (and {len(made.refusals) - 1} more)" if len(made.refusals) > 1 else ""
-            raise RefusedError(made.refusals[0] + more)
-        return now, again, made
+        self.born, self.rebirth, self.clock = born, rebirth, rebirth.clock
 
     def run(self, warnings: tuple[str, ...], progress: Callable[[str], None]) -> Result:
-        now, again, made = self.planned()
+        now, again, made = self.rebirth.planned()
         self.clock.lap("planned")
         progress("restoring pages")
         pages = Pages(self.born.tree, self.history.pages(self.generation.number), again.wanted)
-        executor = self._fill(made, now, again.wanted, pages)
+        executor = self.rebirth.fill(made, now, again.wanted, pages)
         self._remember()
         self.born.release()
         self.clock.lap("released")
         return self._result(made, again.wanted, pages, executor, (*warnings, *again.warnings, *made.warnings))
-
-    def _world(self, paths: Iterable[str]) -> dict[str, FileIdentity]:
-        world: dict[str, FileIdentity] = {}
-        for path in paths:
-            try:
-                found = os.stat(path)
-            except OSError:
-                continue
-            world[path] = FileIdentity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-        return world
-
-    def _fill(self, made: Plan, now: Snapshot, wanted: Snapshot, pages: Pages) -> Executor:
-        executor = Executor(self.born.tree, made, now, wanted, stopped=True)
-        executor.begin()
-        executor.before_pages()
-        self.clock.lap("layout")
-        pages.put()
-        with objects.Contents(wanted, made.objects, pages.source, self.born.tree.ours) as contents:
-            pages.written += contents.put()
-            self.clock.lap("pages")
-            if self.born.inner:
-                act.rename_threads(self.born.tree, wanted, {new: old for old, new in self.born.inner.items()})
-            executor.after_pages()
-            contents.seal()
-        self.clock.lap("registers")
-        executor.end()
-        self.clock.lap("ended")
-        return executor
 
     def _remember(self) -> None:
         """The next snapshot continues this history; nothing is known of the dirty state, so it reads everything."""

@@ -50,7 +50,7 @@ class Pages:
 
         def read() -> None:
             try:
-                cutter = _Cutter(as_spans(runs))
+                cutter = Cutter(as_spans(runs))
                 for piece in self.source.read_runs(space, runs):
                     queue.put((cutter.take(len(piece) >> 12), piece))
                 queue.put(None)
@@ -64,8 +64,8 @@ class Pages:
             yield item
 
 
-class _Cutter:
-    """Cuts a list of spans into pieces of given sizes, in order."""
+class Cutter:
+    """Cuts a list of spans into pieces of given sizes, in order: struct ckpt_run[] of DATA."""
 
     def __init__(self, spans: Sequence[Span]) -> None:
         self._spans = iter(spans)

@@ -259,11 +259,14 @@ class _Layout:
         else:
             descriptor, offset = self.sources.of(mapping), mapping.backing.offset + start - mapping.start
         # Memory that was writable once stays promised: the kernel counts it, and joins no neighbours that differ in that. It takes
-        # the promise back for what is protected before there is any page (mm/mprotect.c): so that is done when the pages stand.
+        # the promise back for what is protected before there ever was a page (mm/mprotect.c, anon_vma): so one comes and goes, and
+        # the protection is set when the pages stand.
         prot = mapping.prot | (b.PROT_WRITE if "ac" in advice else 0)
         note = f"mmap {start:x}-{end:x} {prot_text(prot)} {name}"
         self.batch.add(b.NR_MMAP, start, end - start, prot, flags, descriptor, offset, note=note, expect=start)
         if prot != mapping.prot:
+            for how, verb in ((b.MADV_POPULATE_WRITE, "touch"), (b.MADV_DONTNEED, "and empty")):
+                self.batch.add(b.NR_MADVISE, start, b.PAGE_SIZE, how, note=f"{verb} {start:x}", expect=None)
             note = f"mprotect {start:x}-{end:x} {prot_text(mapping.prot)}"
             self.plan.finish.add(b.NR_MPROTECT, start, end - start, mapping.prot, note=note)
 

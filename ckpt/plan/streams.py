@@ -22,11 +22,14 @@ Passer = Callable[[int, int, int], OpenFile]
 class Redirected:
     wanted: Snapshot
     warnings: tuple[str, ...]
+    replaced: tuple[int, ...] = ()  #: ids of the open files that something else stands for
 
 
-def redirect(wanted: Snapshot, chosen: Mapping[int, str], opener: Opener, passer: Passer | None = None) -> Redirected:
-    """`chosen`: fd of the root -> path. `passer`: standard streams that lead out become ours. The same open file stays one:
-    whoever shares it shares what replaces it."""
+def redirect(
+    wanted: Snapshot, chosen: Mapping[int, str], opener: Opener, passer: Passer | None = None, *, everywhere: bool = False
+) -> Redirected:
+    """`chosen`: fd of the root -> path. `passer`: standard streams that lead out become ours. `everywhere`: not the standard
+    streams alone. The same open file stays one: whoever shares it shares what replaces it."""
     root = wanted.task(wanted.root.pid)
     held = {item.fd: item.file for item in root.descriptors}
     files = {file.id: file for file in wanted.files}
@@ -35,7 +38,7 @@ def redirect(wanted: Snapshot, chosen: Mapping[int, str], opener: Opener, passer
     for fd, path in chosen.items():
         if fd in held:
             changed[held[fd]] = opener(path, held[fd], files[held[fd]].flags)
-    for fd in STANDARD:
+    for fd in sorted(held) if everywhere else STANDARD:
         file = files.get(held.get(fd, -1))
         if file is None or file.id in changed or not leads_out(file):
             continue
@@ -47,7 +50,7 @@ def redirect(wanted: Snapshot, chosen: Mapping[int, str], opener: Opener, passer
                 f"fd {fd} of task {root.pid} ({root.comm}): {_what(file)}: /dev/null stands in its place (--fd {fd}=PATH chooses)"
             )
     kept = (changed.get(file.id) or file for file in wanted.files)
-    return Redirected(replace(wanted, files=tuple(_unwatched(file, changed) for file in kept)), tuple(warnings))
+    return Redirected(replace(wanted, files=tuple(_unwatched(file, changed) for file in kept)), tuple(warnings), tuple(changed))
 
 
 def leads_out(file: OpenFile) -> bool:

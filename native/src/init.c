@@ -168,3 +168,5 @@ int ckpt_newborn_apart(uint64_t namespaces, int32_t pid, const int32_t *fds, siz
     *ret_init = (int32_t)init, *ret_pid = born, *ret_keep = keep[1];
     return 0;
 }
+
+int ckpt_enter(int32_t namespace_fd) { return setns(namespace_fd, 0) ? -errno : 0; }

@@ -62,6 +62,7 @@ PHASES = {
     "born": "an empty process with the wanted number stands, seized; it dies with ckpt",
     "looked": "the newborn's layout is known",
     "ended": "the newborn is what the generation says, the bridge is gone, nobody is let go yet",
+    "compared": "a verified newborn was compared with its generation, its end is next",
     "released": "the restored program runs, nothing of it depends on ckpt",
     "continued": "the journal is done, the threads are about to be let go",
 }

@@ -1,0 +1,136 @@
+"""What a restored tree may say otherwise than its generation, each with the reason; everything else is a fault of the restore.
+
+This is the one list. `unfaithful` is what `ckpt verify` demands to be empty. It compares what was captured with what a capture
+of the restored tree shows before its first instruction, so nothing has had time to go on but the clocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ckpt.compare.canonical import canonical
+from ckpt.compare.snapshots import Difference, Field, compare
+from ckpt.model import Snapshot
+
+SI_TIMER = -2
+SIGALRM, SI_KERNEL = 14, 0x80
+RESTART_SYSCALL, RESTART_BLOCK_CALLS = 219, (7, 35, 202, 230)  #: poll, nanosleep, futex, clock_nanosleep
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    elapsed_ns: int  #: at most so much time has passed for the clocks of the restored tree
+    members: frozenset[int]  #: pids of the tree
+
+
+Judge = Callable[[Any, Any, Context], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class May:
+    """A field that may differ. `subject`: the difference's subject has it ("" = any); `judge`: how far it may."""
+
+    category: str
+    name: str
+    reason: str
+    subject: str = ""
+    judge: Judge = lambda _before, _after, _context: True
+
+
+def _outside(before: Any, _after: Any, context: Context) -> bool:
+    return before not in context.members
+
+
+def _gone_on(before: Any, after: Any, context: Context) -> bool:
+    """Times that remain, in nested states: they have gone on for as long as has passed, everything else is equal."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        return before.keys() == after.keys() and all(
+            _remains(before[key], after[key], key, context)
+            if str(key).startswith("remaining")
+            else _gone_on(before[key], after[key], context)
+            for key in before
+        )
+    return bool(before == after)
+
+
+def _remains(before: Any, after: Any, name: Any, context: Context) -> bool:
+    if not isinstance(before, int) or not isinstance(after, int):
+        return bool(before == after)
+    unit = 1000 if str(name).endswith("_us") else 1
+    # It may have expired and begun anew, which the interval would tell; so long is no verify.
+    return -10_000_000 <= (before - after) * unit <= context.elapsed_ns or after == 0
+
+
+def _remaining(before: Any, after: Any, context: Context) -> bool:
+    return _remains(before, after, "remaining", context)
+
+
+def _of_timers(before: Any, after: Any, _context: Context) -> bool:
+    """Signals that a timer of the tree queued meanwhile, behind those that were there."""
+    more = list(after)
+    for info in before:
+        if info not in more:
+            return False
+        more.remove(info)
+    return all(_is_timers(bytes.fromhex(info)) for info in more)
+
+
+def _is_timers(info: bytes) -> bool:
+    number, code = int.from_bytes(info[:4], "little"), int.from_bytes(info[8:12], "little", signed=True)
+    return code == SI_TIMER or (number == SIGALRM and code == SI_KERNEL)
+
+
+def _restarted(before: Any, after: Any, _context: Context) -> bool:
+    return before == RESTART_SYSCALL and after in RESTART_BLOCK_CALLS
+
+
+MAY: tuple[May, ...] = (
+    May("process", "start_ticks", "it is a new process"),
+    May("thread", "start_ticks", "it is a new thread"),
+    May("process", "ppid", "the parent is outside the tree", judge=_outside),
+    May("process", "pgid", "the group is led from outside the tree", judge=_outside),
+    May("process", "sid", "the session is led from outside the tree", judge=_outside),
+    May("process", "pending", "timers run on while the process stands still", judge=_of_timers),
+    May("thread", "pending", "timers run on while the process stands still", judge=_of_timers),
+    May("attribute", "timers", "timers run on while the process stands still", "posix_timers", _gone_on),
+    May("attribute", "real", "timers run on while the process stands still", "itimers", _gone_on),
+    May(
+        "thread", "orig_rax", "what the kernel remembers of an interrupted wait cannot be given back: the call begins anew", "", _restarted
+    ),
+    May(
+        "thread",
+        "syscall.nr",
+        "what the kernel remembers of an interrupted wait cannot be given back: the call begins anew",
+        "",
+        _restarted,
+    ),
+    May("descriptor", "size", "a file's contents are the file system's", "(file)"),
+    May("descriptor", "remaining", "timers run on while the process stands still", "timerfd", _remaining),
+)
+
+
+def unfaithful(wanted: Snapshot, found: Snapshot, elapsed_ns: int) -> list[Difference]:
+    """Differences that no reason covers. Both with the same numbers of processes."""
+    context = Context(elapsed_ns, frozenset(task.pid for task in wanted.tasks))
+    left = []
+    # Shared objects are compared by their pages and their sizes, where they are reached (ops/verify_pages.py).
+    for difference in compare(replace(canonical(wanted), objects=()), replace(canonical(found), objects=())):
+        if difference.change == "changed":
+            fields = tuple(field for field in difference.fields if not _may(difference, field, context))
+            if not fields:
+                continue
+            difference = replace(difference, fields=fields)
+        left.append(difference)
+    return left
+
+
+def _may(difference: Difference, field: Field, context: Context) -> bool:
+    return any(
+        may.category == difference.category
+        and may.name == field.name
+        and may.subject in difference.subject
+        and may.judge(field.before, field.after, context)
+        for may in MAY
+    )

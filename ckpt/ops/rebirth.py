@@ -1,0 +1,69 @@
+"""Newborns become what a generation says: what restore lets go afterwards, and verify looks at and discards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from ckpt.errors import RefusedError
+from ckpt.live import act, advice, core, objects
+from ckpt.live.capture import Layout
+from ckpt.live.execute import Executor
+from ckpt.live.newborn import Newborns
+from ckpt.model import Plan, Snapshot
+from ckpt.ops.baseline import Clock
+from ckpt.ops.restore_pages import Pages
+from ckpt.plan import FileIdentity, paths_of, plan
+from ckpt.plan.reborn import Reborn, reborn
+
+SINK_PAGES = 256
+
+
+class Rebirth:
+    """`wanted`: what is to be, in the generation's numbers."""
+
+    def __init__(self, wanted: Snapshot, born: Newborns, tcp: str, clock: Clock) -> None:
+        self.wanted, self.born, self.tcp, self.clock = wanted, born, tcp, clock
+
+    def planned(self) -> tuple[Snapshot, Reborn, Plan]:
+        """The newborns, what they are to become, and how. Raises RefusedError."""
+        with core.Sink(SINK_PAGES, "/tmp") as sink:
+            now = self.born.seen(Layout(self.born.tree, None, (), sink, newborn=True).take())
+        self.clock.lap("looked")
+        again = reborn(self.wanted, now, self.born.inner)
+        world = self._world(paths_of(now, again.wanted, newborn=True))
+        segments = advice.segments(self.born.ref.pid)
+        made = plan(now, again.wanted, world, tcp=self.tcp, newborn=True, segments=segments)
+        if made.refusals:
+            more = f" (and {len(made.refusals) - 1} more)" if len(made.refusals) > 1 else ""
+            raise RefusedError(made.refusals[0] + more)
+        return now, again, made
+
+    def _world(self, paths: Iterable[str]) -> dict[str, FileIdentity]:
+        world: dict[str, FileIdentity] = {}
+        for path in paths:
+            try:
+                found = os.stat(path)
+            except OSError:
+                continue
+            world[path] = FileIdentity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        return world
+
+    def fill(self, made: Plan, now: Snapshot, wanted: Snapshot, pages: Pages) -> Executor:
+        """They are what the generation says, and still stand before their first instruction."""
+        executor = Executor(self.born.tree, made, now, wanted, stopped=True)
+        executor.begin()
+        executor.before_pages()
+        self.clock.lap("layout")
+        pages.put()
+        with objects.Contents(wanted, made.objects, pages.source, self.born.tree.ours) as contents:
+            pages.written += contents.put()
+            self.clock.lap("pages")
+            if self.born.inner:
+                act.rename_threads(self.born.tree, wanted, {new: old for old, new in self.born.inner.items()})
+            executor.after_pages()
+            contents.seal()
+        self.clock.lap("registers")
+        executor.end()
+        self.clock.lap("ended")
+        return executor
