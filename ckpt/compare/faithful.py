@@ -6,13 +6,15 @@ of the restored tree shows before its first instruction, so nothing has had time
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from collections.abc import Mapping as MappingABC
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from ckpt.compare.canonical import canonical
 from ckpt.compare.snapshots import Difference, Field, compare
-from ckpt.model import Snapshot
+from ckpt.model import Mapping, Snapshot, Task
 
 SI_TIMER = -2
 SIGALRM, SI_KERNEL = 14, 0x80
@@ -45,7 +47,7 @@ def _outside(before: Any, _after: Any, context: Context) -> bool:
 
 def _gone_on(before: Any, after: Any, context: Context) -> bool:
     """Times that remain, in nested states: they have gone on for as long as has passed, everything else is equal."""
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
+    if isinstance(before, MappingABC) and isinstance(after, MappingABC):
         return before.keys() == after.keys() and all(
             _remains(before[key], after[key], key, context)
             if str(key).startswith("remaining")
@@ -114,6 +116,7 @@ MAY: tuple[May, ...] = (
 def unfaithful(wanted: Snapshot, found: Snapshot, elapsed_ns: int) -> list[Difference]:
     """Differences that no reason covers. Both with the same numbers of processes."""
     context = Context(elapsed_ns, frozenset(task.pid for task in wanted.tasks))
+    found = replace(found, tasks=tuple(_as_unknown(task, wanted) for task in found.tasks))
     left = []
     # Shared objects are compared by their pages and their sizes, where they are reached (ops/verify_pages.py).
     for difference in compare(replace(canonical(wanted), objects=()), replace(canonical(found), objects=())):
@@ -124,6 +127,23 @@ def unfaithful(wanted: Snapshot, found: Snapshot, elapsed_ns: int) -> list[Diffe
             difference = replace(difference, fields=fields)
         left.append(difference)
     return left
+
+
+def _as_unknown(task: Task, wanted: Snapshot) -> Task:
+    """Where the generation does not know what a mapping was advised (it changed while it was looked at), nobody can compare."""
+    before = next((one for one in wanted.tasks if one.pid == task.pid), None)
+    unknown = [(item.start, item.end) for item in before.mappings if item.advice is None] if before else []
+    if not unknown:
+        return task
+    pieces: list[Mapping] = []
+    for item in task.mappings:
+        edges = sorted({item.start, item.end, *(edge for span in unknown for edge in span if item.start < edge < item.end)})
+        for start, end in pairwise(edges):
+            inside = any(low <= start and end <= high for low, high in unknown)
+            offset = item.backing.offset + start - item.start if item.backing.kind != "anonymous" else item.backing.offset
+            piece = replace(item, start=start, end=end, backing=replace(item.backing, offset=offset))
+            pieces.append(replace(piece, advice=None, guards=()) if inside else piece)
+    return replace(task, mappings=tuple(pieces))
 
 
 def _may(difference: Difference, field: Field, context: Context) -> bool:
