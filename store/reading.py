@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from mmap import mmap
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from threading import Lock
 from typing import Any
 
@@ -27,7 +27,7 @@ __all__ = ["DamagedPageError", "PageReader", "Places", "rescue_reader"]
 PAGE = 4096
 PIECE = 1 << 20
 WINDOW = 16 << 20  #: read and decompressed at a time: fresh memory is dear, so the buffers are small and used again
-_AHEAD = 2  #: windows that the kernel is asked for together
+_AHEAD = 8  #: windows that the kernel is asked for together: the more, the longer are the stretches of each pack that it reads
 _BAD = 4096
 _FRAMES_KEPT = 4 << 20  #: 8 bytes each
 
@@ -117,14 +117,12 @@ class PageReader:
         """
         windows = self._layout.windows(WINDOW // PAGE)
         with ThreadPoolExecutor(1) as pool:
-            ahead: Future[Any] | None = None
+            ahead = self._ask(pool, windows[:_AHEAD])
             for number, (first, count, pages) in enumerate(windows):
-                if number % _AHEAD == 0:
-                    if ahead is not None:
+                if number % _AHEAD == 0:  # what is read now has been asked for: what comes then
+                    if ahead is not None and number:
                         ahead.result()
-                    # the first call is for what is read now and what comes then; each later one is a step ahead
-                    start = number + _AHEAD if number else 0
-                    ahead = self._ask(pool, windows[start : number + 2 * _AHEAD])
+                    ahead = self._ask(pool, windows[number + _AHEAD : number + 2 * _AHEAD])
                 yield from self._window(first, count, pages, _free_buffer(self._buffers))
 
     def _ask(self, pool: ThreadPoolExecutor, windows: list[tuple[Any, int, int]]) -> Future[Any] | None:
@@ -199,7 +197,7 @@ def _free_buffer(buffers: list[mmap]) -> mmap:
     for buffer in buffers:
         if sys.getrefcount(buffer) == 3:  # the list's, the loop's, and the call's own
             return buffer
-    buffers.append(mmap(-1, WINDOW))  # unlike a bytearray it costs nothing where it is not used
+    buffers.append(mmap(-1, WINDOW, flags=MAP_PRIVATE | MAP_ANONYMOUS))  # unlike a bytearray it costs nothing where it is not used
     return buffers[-1]
 
 
