@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ckpt.plan import STAGES
 from tests.faults.faults import PHASES, Faults, kill_at, kill_in
 from tests.harness import SOAK, Ckpt, Victim, did, times
 
@@ -40,8 +41,13 @@ SNAPSHOT_KILLS: dict[str, tuple[bool, tuple[str, ...], str]] = {
 }
 
 
-#: What a rollback passes, in order; threads come and go only in "churn", and "protected" only where there is a tracker.
-ROLLBACK = tuple(PHASES)[tuple(PHASES).index("opened") :]
+#: What a rollback passes; threads come and go only in "churn", and "protected" only where there is a tracker. Its injections and looks
+#: have the marks of a snapshot's, many times each.
+ROLLBACK = (
+    *tuple(PHASES)[tuple(PHASES).index("opened") :],
+    *(f"stage-{name}" for name in STAGES),
+    *("frozen", "raw", "copied", "inject", "injected", "batch", "batch-done"),
+)
 ROLLBACK_VICTIMS = (*VICTIMS, "churn")
 
 
@@ -67,6 +73,19 @@ def unharmed(target: Victim) -> None:
 
 #: The one thing that a kill between a stop and the write of its decision may show (ARCHITECTURE.md, "What would close that window").
 WINDOW = "FAIL epoll_wait: Interrupted system call"
+
+
+PTRACE = {"INTERRUPT": 0x4207, "GETREGS": 12, "GETSIGMASK": 0x420A, "POKEUSER": 6}
+
+
+def rollback_rule(name: str, phase: str, turn: int, passages: dict[str, int]) -> str:
+    """At the mark (each passage of it) and at a call behind it, by turns. A freeze of epoll is left alone inside the window."""
+    inside = min(sum(hits for one, hits in passages.items() if one.startswith(f"{phase}/")), CERTAIN)
+    if turn % 2 == 0 or not inside:
+        return kill_at(phase, 1 + turn // 2 % passages[phase])
+    if (name, phase) == ("epoll", "ready"):
+        return f"sys_ptrace:{PTRACE['INTERRUPT']}@ready#1=kill" if turn % 4 == 1 else f"sys_ptrace:{PTRACE['POKEUSER']}@ready#1=after-kill"
+    return kill_in(phase, 1 + turn * 7 % inside)
 
 
 def unharmed_but_for_the_window(target: Victim) -> bool:
@@ -120,9 +139,6 @@ def test_killed_snapshot(phase: str, names: tuple[str, ...], ckpt: Ckpt, victim:
     assert set(held) <= set(ckpt.generations())
 
 
-PTRACE = {"INTERRUPT": 0x4207, "GETREGS": 12, "GETSIGMASK": 0x420A, "POKEUSER": 6}
-
-
 @pytest.mark.parametrize(
     ("call", "what", "window"),
     [
@@ -165,14 +181,13 @@ def test_killed_rollback(name: str, ckpt: Ckpt, victim: Start, tmp_path: Path) -
     target.verify()
     order = list(plain.hits())
     begin = order.index("opened")
-    calls = {name: hits for name, hits in plain.hits().items() if "/" in name and order.index(name) > begin}
-    phases = list(dict.fromkeys(name.split("/")[0] for name in calls))
+    calls = {one: hits for one, hits in plain.hits().items() if "/" in one and order.index(one) > begin}
+    phases = list(dict.fromkeys(one.split("/")[0] for one in calls))
     assert len(phases) >= 3, f"the phases of a rollback have no names: {plain.hits()}"
     number, killed = times(4, 20), 0
     for turn in range(number):
         phase = phases[turn * len(phases) // number]
-        inside = sum(hits for name, hits in calls.items() if name.startswith(f"{phase}/"))
-        rule = kill_in(phase, 1 + turn * 7 % inside)
+        rule = rollback_rule(name, phase, 2 * turn + 1, plain.hits())
         faults = Faults(tmp_path, rule)
         done = ckpt.run("rollback", (first, second)[turn % 2], "--pid", target.pid, "--json", faults=faults)
         if not done.killed:
@@ -209,11 +224,10 @@ def test_killed_rollback_in_each_phase(name: str, phase: str, ckpt: Ckpt, victim
     target.verify()
     if phase not in plain.hits():
         pytest.skip(f"a rollback of {name} does not pass {phase}")
-    inside = min(sum(hits for one, hits in plain.hits().items() if one.startswith(f"{phase}/")), CERTAIN)
     killed = turn = 0
     while killed < KILLS:
         assert turn < 3 * KILLS, f"{killed} kills in {turn} turns"
-        rule = kill_in(phase, 1 + turn * 7 % inside) if inside and turn % 2 else kill_at(phase)
+        rule = rollback_rule(name, phase, turn, plain.hits())
         faults = Faults(tmp_path, rule)
         done = ckpt.run("rollback", generations[(turn + 1) % 2], "--pid", target.pid, "--json", faults=faults)
         turn += 1
