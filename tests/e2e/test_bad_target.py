@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from tests.harness.odd import behind_seccomp, elf32, kernel_thread, script
 from tests.harness.victim import HERE, build
 
 Start = Callable[..., Victim]
+NOBODY = 65534
 
 
 def odd(name: str, *, child: bool = True) -> Victim:
@@ -106,16 +108,21 @@ def test_ckpt_itself_and_its_parents(ckpt: Ckpt) -> None:
         assert str(running.pid) in err
 
 
-def test_another_users_process(ckpt: Ckpt, victim: Start, tmp_path: Path) -> None:
+@pytest.fixture
+def theirs() -> Iterator[Path]:
+    """Where another user may write. Not below pytest's own folder: each session that begins closes that one to others."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chown(folder, NOBODY, NOBODY)
+        yield Path(folder)
+
+
+def test_another_users_process(ckpt: Ckpt, victim: Start, theirs: Path) -> None:
     target = victim("registers")
-    nobody = 65534
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-        folder.chmod(0o777)
-    probe = subprocess.run([sys.executable, "-c", "import ckpt.cli.main"], user=nobody, env=ckpt.environment, capture_output=True)
+    probe = subprocess.run([sys.executable, "-c", "import ckpt.cli.main"], user=NOBODY, env=ckpt.environment, capture_output=True)
     if probe.returncode != 0:
         pytest.skip("another user cannot read the interpreter or the sources here")
-    environment = {**ckpt.environment, "CKPT_RUNTIME_DIR": str(tmp_path / "nobody"), "CKPT_STORE": str(tmp_path / "nobody.db")}
-    done = subprocess.run([*COMMAND, "snapshot", str(target.pid)], user=nobody, env=environment, capture_output=True, text=True)
+    environment = {**ckpt.environment, "CKPT_RUNTIME_DIR": str(theirs / "run"), "CKPT_STORE": str(theirs / "store.db")}
+    done = subprocess.run([*COMMAND, "snapshot", str(target.pid)], user=NOBODY, env=environment, capture_output=True, text=True)
     assert done.returncode == 4, done.stderr + done.stdout
     assert str(target.pid) in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -143,22 +150,17 @@ print("PASS", made["tracker"])
 """
 
 
-def test_an_ordinary_users_own_process(ckpt: Ckpt, tmp_path: Path) -> None:
+def test_an_ordinary_users_own_process(ckpt: Ckpt, theirs: Path, tmp_path: Path) -> None:
     """No root, no capability: snapshots and rollback of one's own program work."""
     build()
-    folder, nobody = tmp_path / "theirs", 65534
-    folder.mkdir()
-    os.chown(folder, nobody, nobody)
-    for above in (tmp_path, *list(tmp_path.parents)[:2]):
-        above.chmod(above.stat().st_mode | 0o011)
-    who = {"user": nobody, "group": nobody, "extra_groups": []}
+    who = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
     environment = {**ckpt.environment, "PYTHONDONTWRITEBYTECODE": "1"}
     probe = subprocess.run([sys.executable, "-c", "import ckpt.cli.main, tests.harness"], env=environment, capture_output=True, **who)
     if probe.returncode != 0:
         pytest.skip("another user cannot read the interpreter or the sources here")
     said = tmp_path / "said"  # no pipe: the victim would inherit an end of it that is root's
     with said.open("w") as out:
-        command = [sys.executable, "-c", ORDINARY, str(folder)]
+        command = [sys.executable, "-c", ORDINARY, str(theirs)]
         done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=120, **who)
     assert done.returncode == 0, said.read_text()
     assert said.read_text() == "PASS uffd\n"
