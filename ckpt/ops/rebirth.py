@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterable
 
 from ckpt.errors import RefusedError
@@ -49,9 +50,13 @@ class Rebirth:
             world[path] = FileIdentity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
         return world
 
-    def fill(self, made: Plan, now: Snapshot, wanted: Snapshot, pages: Pages) -> Executor:
-        """They are what the generation says, and still stand before their first instruction."""
+    def fill(self, made: Plan, now: Snapshot, wanted: Snapshot, pages: Pages, *, stopped: bool = False) -> Executor:
+        """They are what the generation says, and still stand before their first instruction. `stopped`: and will not run when
+        they are let go, until SIGCONT."""
         executor = Executor(self.born.tree, made, now, wanted, stopped=True)
+        if stopped:  # first of all: its pending signals must not be delivered before it stops
+            for task in wanted.tasks:
+                self.born.tree.signal(self.born.tree.ours(task.pid), signal.SIGSTOP)
         executor.begin()
         executor.before_pages()
         self.clock.lap("layout")

@@ -123,7 +123,7 @@ class _Run:
         self.clock.lap("planned")
         progress("restoring pages")
         pages = Pages(self.born.tree, self.history.pages(self.generation.number), again.wanted)
-        executor = self.rebirth.fill(made, now, again.wanted, pages)
+        executor = self.rebirth.fill(made, now, again.wanted, pages, stopped=self.request.stopped)
         self._remember()
         self.born.release()
         self.clock.lap("released")
