@@ -25,7 +25,10 @@ def command(
         for line in found.warnings:
             output.say(f"note: {line}")
         name = f"{found.command} ({pid})"
-        count = f"{found.processes} process{'es' if found.processes != 1 else ''}, {found.threads} threads, {found.descriptors} descriptors"
+        count = ", ".join(
+            output.count(number, what)
+            for number, what in ((found.processes, "process"), (found.threads, "thread"), (found.descriptors, "descriptor"))
+        )
         if found.refusals:
             output.say(f"{name}: cannot be checkpointed: {len(found.refusals)} of its resources cannot be captured")
         else:

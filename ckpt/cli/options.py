@@ -10,7 +10,12 @@ import typer
 StoreOption = Annotated[
     Path | None,
     typer.Option(
-        "--store", envvar="CKPT_STORE", metavar="FILE", help="The store; default: $XDG_STATE_HOME/ckpt/store.db.", show_default=False
+        "--store",
+        envvar="CKPT_STORE",
+        metavar="FILE",
+        help="The store; default: $XDG_STATE_HOME/ckpt/store.db.",
+        show_default=False,
+        readable=False,  # whether it can be read the store says, with its own exit code
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else there.")]

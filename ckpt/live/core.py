@@ -1,21 +1,26 @@
-"""The capture core as Python objects: the only file that touches cffi's `lib` and `ffi`.
+"""The capture core as Python objects. This file, those whose names it passes on (fault, options, sink) and act.py are the only
+ones that touch cffi's `lib` and `ffi`.
 
 Handles are context managers; `check` turns a negative errno and the tree's last fault into one of `ckpt.errors`.
-Buffers that a Sink lends (records, runs, page bytes) are valid until its next reset.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
-from ckpt.errors import CkptError, NotFoundError, PermissionDeniedError, RefusedError
-from ckpt.model import PAGE
+from ckpt.errors import CkptError, NotFoundError
+from ckpt.live.fault import Fault, raise_fault
+from ckpt.live.options import CaptureOptions as CaptureOptions
+from ckpt.live.options import QuestionRow as QuestionRow
+from ckpt.live.options import WantRow as WantRow
+from ckpt.live.sink import Sink as Sink
+from ckpt.live.sink import SpaceRuns as SpaceRuns
 from native._native import ffi, lib
 
 UFFD = int(lib.CKPT_TRACK_UFFD)
@@ -100,124 +105,6 @@ def probe() -> dict[str, int]:
     if code < 0:
         raise CkptError(f"probing the kernel's features failed: {os.strerror(-code)}")
     return {name: -int(errors[index]) for index, name in enumerate(FEATURES)}
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """The detail behind a failed call, as the core recorded it."""
-
-    error: int
-    pid: int
-    tid: int
-    fd: int
-    addr: int
-    step: str
-    name: str
-
-    def describe(self) -> str:
-        where = f"task {self.pid}" if self.pid else ""
-        if self.tid and self.tid != self.pid:
-            where += f" thread {self.tid}"
-        if self.fd >= 0:
-            where += f" fd {self.fd}"
-        if self.addr:
-            where += f" at {self.addr:#x}"
-        what = f"{self.step} {self.name}".strip()
-        return f"{where.strip()}: {what}: {os.strerror(-self.error) if self.error else 'failed'}".lstrip(": ")
-
-
-def raise_fault(fault: Fault, code: int, what: str, root: int) -> NoReturn:
-    """One line: what, which resource, what to do. `what` and `root` stand in where the core recorded no fault."""
-    pid = fault.pid or root
-    text = replace(fault, pid=pid).describe() if fault.error else f"task {pid}: {what}: {os.strerror(-code)}"
-    if fault.step == "traced":
-        raise RefusedError(f"{text.split(':')[0]}: already traced by {fault.name}: end that tracer first")
-    if fault.step in ("32-bit", "kernel thread", "zombie"):
-        raise RefusedError(f"task {fault.pid}: {fault.step}: cannot be checkpointed")
-    if code == -errno.ESRCH:
-        raise NotFoundError(f"{text}: it is gone or never was; give the pid of a living process")
-    if code in (-errno.EPERM, -errno.EACCES):
-        raise PermissionDeniedError(f"{text}: run as root, or as the target's own user with ptrace allowed")
-    if code == -errno.ENOMEM:
-        raise CkptError(f"{text}: free some memory and try again")
-    raise CkptError(f"{text}: try again; ckpt check {pid} looks for a reason")
-
-
-class Sink:
-    """Where a capture puts what it reads: records, runs, page bytes (a touched buffer, then an unlinked spill file).
-
-    `spill_dir` None: for work on a running tree. Then nothing is touched ahead, and there is only the buffer.
-    """
-
-    def __init__(self, pages: int, spill_dir: str | None) -> None:
-        handle, size = ffi.new("ckpt_sink **"), pages * PAGE
-        code = int(lib.ckpt_sink_new_running(size, handle) if spill_dir is None else lib.ckpt_sink_new(size, spill_dir.encode(), handle))
-        if code < 0:
-            raise CkptError(f"no memory for a buffer of {pages} pages: {os.strerror(-code)}")
-        self.handle: Any = handle[0]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        lib.ckpt_sink_free(self.handle)
-        self.handle = ffi.NULL
-
-    def reset(self) -> None:
-        lib.ckpt_sink_reset(self.handle)
-
-    def records(self) -> memoryview:
-        out = ffi.new("const uint8_t **")
-        size = int(lib.ckpt_sink_records(self.handle, out))
-        return memoryview(ffi.buffer(out[0], size)) if size else memoryview(b"")
-
-    def spaces(self) -> list[SpaceRuns]:
-        out = ffi.new("const struct ckpt_space_runs **")
-        count = int(lib.ckpt_sink_spaces(self.handle, out))
-        return [self._space(out[0][index]) for index in range(count)]
-
-    @staticmethod
-    def _space(raw: Any) -> SpaceRuns:
-        def view(runs: Any, count: int) -> memoryview:
-            return memoryview(ffi.buffer(ffi.cast("uint8_t *", runs), count * 16)) if count else memoryview(b"")
-
-        return SpaceRuns(
-            int(raw.space),
-            view(raw.runs, int(raw.run_count)),
-            int(raw.data_offset),
-            int(raw.data_pages),
-            view(raw.paranoid_runs, int(raw.paranoid_count)),
-            int(raw.paranoid_offset),
-        )
-
-    def data(self, offset: int, size: int) -> Iterator[memoryview]:
-        """Page bytes from offset on, in pieces of whole pages: lent by the buffer, then copied from the spill file."""
-        in_memory, total = ffi.new("uint64_t *"), ffi.new("uint64_t *")
-        base = lib.ckpt_sink_data(self.handle, in_memory, total)
-        end = offset + size
-        if end > int(total[0]):
-            raise CkptError("capture core: page data is shorter than its runs say")
-        if offset < int(in_memory[0]):
-            stop = min(end, int(in_memory[0]))
-            yield memoryview(ffi.buffer(base + offset, stop - offset))
-            offset = stop
-        while offset < end:
-            piece = bytearray(min(end - offset, 4 << 20))
-            code = int(lib.ckpt_sink_read_spill(self.handle, offset, ffi.from_buffer(piece), len(piece)))
-            if code < 0:
-                raise CkptError(f"reading captured pages back from the spill file: {os.strerror(-code)}")
-            yield memoryview(piece)
-            offset += len(piece)
-
-
-@dataclass(frozen=True, slots=True)
-class SpaceRuns:
-    space: int
-    runs: memoryview  #: struct ckpt_run[]
-    data_offset: int
-    data_pages: int
-    paranoid_runs: memoryview
-    paranoid_offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,74 +232,3 @@ class Tree:
     def look(self, options: CaptureOptions, sink: Sink) -> None:
         """Records of the descriptors alone; the tree runs on. Fails when one is closed meanwhile."""
         self.check(int(lib.ckpt_look(self.handle, options.raw, sink.handle)), "look at descriptors")
-
-
-@dataclass(frozen=True, slots=True)
-class WantRow:
-    format: int
-    prefix: str
-    work: int
-    options: Sequence[tuple[int, int, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class QuestionRow:
-    nr: int
-    args: Sequence[int]
-    answer_arg: int
-    answer_size: int
-    per_thread: bool
-
-
-class CaptureOptions:
-    """struct ckpt_capture_options with everything that it points to kept alive. Built before the freeze."""
-
-    def __init__(
-        self,
-        *,
-        proc_files: Sequence[str],
-        thread_files: Sequence[str],
-        wants: Sequence[WantRow],
-        questions: Sequence[QuestionRow],
-        tracks: Sequence[Track],
-        paranoid: bool = False,
-        no_inject: bool = False,
-        scan_threads: int = 2,
-    ) -> None:
-        self._keep: list[Any] = []
-        raw = ffi.new("struct ckpt_capture_options *")
-        raw.proc_files, raw.thread_files = self._names(proc_files), self._names(thread_files)
-        raw.wants, raw.want_count = self._wants(wants), len(wants)
-        raw.questions, raw.question_count = self._questions(questions), len(questions)
-        raw.tracks = self._array("struct ckpt_track[]", (track.raw()[0] for track in tracks))
-        raw.track_count = len(tracks)
-        raw.scan_threads, raw.paranoid, raw.no_inject, raw.freeze_retries = scan_threads, int(paranoid), int(no_inject), 50
-        self.raw = raw
-
-    def _hold(self, value: Any) -> Any:
-        self._keep.append(value)
-        return value
-
-    def _array(self, kind: str, items: Iterable[Any]) -> Any:
-        return self._hold(ffi.new(kind, list(items)))
-
-    def _names(self, names: Sequence[str]) -> Any:
-        strings = [self._hold(ffi.new("char[]", name.encode())) for name in names]
-        return self._hold(ffi.new("const char *[]", [*strings, ffi.NULL]))
-
-    def _wants(self, wants: Sequence[WantRow]) -> Any:
-        rows = self._hold(ffi.new("struct ckpt_want[]", max(len(wants), 1)))
-        for row, want in zip(rows, wants, strict=False):
-            row.format, row.work, row.prefix = want.format, want.work, want.prefix.encode()[:47]
-            row.options = self._array("struct ckpt_sockopt[]", [list(option) for option in want.options])
-            row.option_count = len(want.options)
-        return rows
-
-    def _questions(self, questions: Sequence[QuestionRow]) -> Any:
-        rows = self._hold(ffi.new("struct ckpt_question[]", max(len(questions), 1)))
-        for row, question in zip(rows, questions, strict=False):
-            row.nr, row.answer_arg, row.answer_size = question.nr, question.answer_arg, question.answer_size
-            row.per_thread = int(question.per_thread)
-            for index, argument in enumerate(question.args):
-                row.arg[index] = argument & CURSOR_END
-        return rows

@@ -170,9 +170,16 @@ def _descriptors(tree: Tree, tasks: dict[int, Looked], seen: list[RawDescriptor]
                 continue  # closed between two looks of ours, or ours
             seen.append(raw)
             try:
+                _may_be_opened(raw)
                 judge(raw)
             except Unsupported as reason:
                 yield Problem(process.pid, True, refusal(fd.fd, process.pid, task.comm, str(reason)))
+
+
+def _may_be_opened(raw: RawDescriptor) -> None:
+    """A pipe is opened anew to look into it, and it belongs to whoever made it: perhaps not to the user of its program (su, sudo)."""
+    if raw.link.startswith("pipe:[") and not os.access(f"/proc/{raw.pid}/fd/{raw.fd}", os.R_OK):
+        raise Unsupported(f"{raw.link}: another user has made it: run as root")
 
 
 def judge(raw: RawDescriptor) -> None:

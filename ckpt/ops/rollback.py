@@ -225,7 +225,7 @@ class _Run:
         made = planned.made
         executor = Executor(self.tree, made, now, self.wanted, stopped=stopped)
         self.clock.lap("replanned")
-        note = journal.Journal(str(self.history.path), self.generation.number, self.request.tcp, "changing")
+        note = journal.Journal(str(self.history.path.absolute()), self.generation.number, self.request.tcp, "changing")
         journal.save(self.ref, note)
         self.clock.lap("journaled")
         try:

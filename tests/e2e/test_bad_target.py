@@ -127,6 +127,9 @@ def test_another_users_process(ckpt: Ckpt, victim: Start, theirs: Path) -> None:
     assert str(target.pid) in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     target.verify()
+    ckpt.snapshot(target.pid)
+    done = subprocess.run([*COMMAND, "log"], user=nobody, env=ckpt.environment, capture_output=True, text=True)
+    assert (done.returncode, "not yours to read" in done.stderr) == (4, True), done.stderr + done.stdout
 
 
 #: Run as an ordinary user: the pipes to the victim must be that user's own, so the whole harness runs as that user.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.faults import Faults, kill_at
 from tests.harness import WORKLOADS, Ckpt, Victim, did, times
 from tests.harness.victim import HERE, build
 
@@ -188,3 +189,19 @@ def test_into_a_stranger_is_refused(ckpt: Ckpt, victim: Start) -> None:
     done.refused(done.code, str(two.pid))
     one.verify()
     two.verify()
+
+
+def test_a_killed_rollback_is_finished_from_another_folder(
+    ckpt: Ckpt, victim: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal names the store by its full path, however the rollback was told of it."""
+    monkeypatch.chdir(tmp_path)
+    target, here = victim("counter"), ckpt.at(Path("beside.db"))
+    generation = here.snapshot(target.pid)["generation"]
+    target.verify()
+    assert here.run("rollback", generation, "--pid", target.pid, faults=Faults(tmp_path, kill_at("layout"))).killed
+    monkeypatch.chdir("/")
+    done = ckpt.run("check", target.pid)
+    assert done.code == 0, done.err
+    target.verify()
+    here.at(tmp_path / "beside.db").sound()

@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from ckpt.errors import CkptError, NotFoundError, PermissionDeniedError, RefusedError
-from ckpt.live.core import Fault, raise_fault
+from ckpt.live.fault import Fault, raise_fault
 from ckpt.live.records import Texts
 
 NOTHING = Fault(0, 0, 0, -1, 0, "", "")
@@ -43,6 +43,18 @@ def test_a_fault_without_a_process_is_of_the_root() -> None:
 def test_exit_codes(fault: Fault, kind: type[CkptError]) -> None:
     with pytest.raises(kind, match="task 41"):
         raise_fault(fault, fault.error, "open", 41)
+
+
+@pytest.mark.parametrize(("uid", "advice"), [(0, "not even root may"), (1000, "run as root")])
+def test_who_may_not_is_told_what_to_do(uid: int, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: uid)
+    with pytest.raises(PermissionDeniedError, match=advice):
+        raise_fault(Fault(-errno.EPERM, 41, 0, -1, 0, "attach", ""), -errno.EPERM, "open", 41)
+
+
+def test_what_no_checkpoint_is_made_of_is_told_in_the_words_of_the_preflight() -> None:
+    with pytest.raises(RefusedError, match=r"^task 2 \(kthreadd\): is a kernel thread: give the pid of a program$"):
+        raise_fault(Fault(-errno.EPERM, 2, 2, -1, 0, "kernel thread", ""), -errno.EPERM, "open", 2)
 
 
 def test_a_file_that_proc_did_not_show() -> None:
