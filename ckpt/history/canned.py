@@ -68,8 +68,8 @@ def bind(query: Canned, arguments: Sequence[str]) -> dict[str, Any]:
 def _value(query: Canned, name: str, text: str) -> Any:
     value = plain_value(text) if name in query.numbers else text or None
     if isinstance(value, str) and name in query.numbers:
-        hint = f": with 0x in front, {text} is one" if isinstance(plain_value("0x" + text), int) else ""
-        raise UsageError(f"{query.name}: {name} must be a number such as 4096 or 0x1000, not {text!r}{hint}")
+        hint = f": 0x{text} is one" if isinstance(plain_value("0x" + text), int) and len(text) > 3 else ""
+        raise UsageError(f"{query.name}: {name} must be a number, in decimal or with 0x in front, not {text!r}{hint}")
     return value
 
 

@@ -245,9 +245,9 @@ def test_parameters() -> None:
         bind(query, [])
     with pytest.raises(UsageError, match="one too many"):
         bind(query, ["1", "2", "3", "4", "5"])
-    with pytest.raises(UsageError, match="address must be a number such as 4096 or 0x1000, not '0xzz'"):
+    with pytest.raises(UsageError, match="address must be a number, in decimal or with 0x in front, not '0xzz'"):
         bind(query, ["0xzz"])
-    with pytest.raises(UsageError, match="with 0x in front, 7f0012 is one"):
+    with pytest.raises(UsageError, match="not '7f0012': 0x7f0012 is one"):
         bind(query, ["7f0012"])
     with pytest.raises(UsageError, match="no parameter adress: it takes ADDRESS"):
         bind(query, ["adress=0x10"])
