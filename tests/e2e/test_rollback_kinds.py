@@ -31,6 +31,16 @@ class Case:
 
 
 STATUS = "[line for line in open('/proc/self/status') if line.startswith({!r})]"
+AREA = (
+    "libc.mmap.restype = ctypes.c_void_p; base = libc.mmap(None, ctypes.c_size_t(16 * 4096), 3, 0x22, -1, ctypes.c_long(0)); "
+    "at = lambda page: ctypes.c_void_p(base + page * 4096); old = ctypes.memset(base, 7, 16 * 4096)"
+)
+#: Which addresses are locked, and how ("lf": as they are touched), as smaps tells it.
+LOCKS = (
+    "[(int(head.split('-')[0], 16) - base >> 12, int(head.split('-')[1].split()[0], 16) - base >> 12, 'lf' in flags.split()) "
+    "for lines in [[line for line in open('/proc/self/smaps') if '-' in line.split()[0] or line.startswith('VmFlags')]] "
+    "for head, flags in zip(lines[::2], lines[1::2]) if ' lo' in flags]"
+)
 CASES = {
     "rlimit": Case(
         "resource.getrlimit(resource.RLIMIT_NOFILE)",
@@ -58,6 +68,10 @@ CASES = {
     "shared anonymous": Case(
         "area[70000:70004]", "area[70000:70004] = b'that'", "area = mmap.mmap(-1, 1 << 20); area[70000:70004] = b'this'"
     ),
+    "locked": Case(LOCKS, "libc.munlock(at(2), 4 * 4096); libc.mlock(at(8), 3 * 4096)", f"{AREA}; libc.mlock(at(2), 4 * 4096)"),
+    "not locked": Case(LOCKS, "libc.mlock(at(0), 8 * 4096)", AREA),
+    "locked on fault": Case(LOCKS, "libc.munlock(at(0), 16 * 4096)", f"{AREA}; libc.mlock2(at(1), 9 * 4096, 1)"),
+    "locked and gone": Case(LOCKS, "libc.munmap(at(0), 16 * 4096)", f"{AREA}; libc.mlock(at(4), 4 * 4096)"),
     "dup": Case(
         "[os.lseek(one, 7, 0), os.lseek(two, 0, 1), os.lseek(one, 3, 0)]",
         "os.close(two); os.dup2(os.open('/etc/hostname', os.O_RDONLY), two)",
