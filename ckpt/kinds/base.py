@@ -11,8 +11,9 @@ What C answers to each Work (little endian; n = bytes that follow). An answer th
                 taken before C opens an end of its own), u32 n, contents[n]
     SOCKET      i32 domain, type, protocol, listening (SO_ACCEPTCONN), inq (SIOCINQ), outq (SIOCOUTQ), n_local, n_peer (-errno
                 where there is none), local[n_local], peer[n_peer]: struct sockaddr
-    PEEK        AF_UNIX, and TCP whose two names have one address. Per message of the receive queue: u32 n, u32 flags (1: it
-                carries descriptors or other control data), bytes[n]; a stream is one message
+    PEEK        AF_UNIX, UDP, and TCP whose two names have one address. Per message of the receive queue: u32 n, u32 flags (1: it
+                carries descriptors or other control data; 2: a pending error forbids to look), u32 n_from, bytes[n],
+                from[n_from] (the sender's struct sockaddr, of datagrams); a stream is one message
     TIMERFD     struct itimerspec (interval, value): 4 x i64; then u64 CLOCK_MONOTONIC and u64 CLOCK_REALTIME, ns, of that moment
     SEALS       i32, F_GET_SEALS or -errno
     CONTENTS    nothing: the pages are an object space
@@ -25,10 +26,12 @@ Two rules for the calls that a kind emits:
 
 1. `recreate` leaves the new descriptor as the result of its last call, at any number; the plan dups it to where it belongs.
    `same(index)` as the last call says "the descriptor that call `index` made" (dup2 of a number onto itself).
-2. Kinds whose objects have two ends (pipe, unix) also have `recreate_pair(first, second)`: results 0 and 1 are the two ends.
+2. Kinds whose objects have two ends (pipe) also have `recreate_pair(first, second)`: results 0 and 1 are the two ends.
    An end that is None is one that nobody holds any more: it is closed again. How results can name what a buffer would hold:
    two eventfds take the two lowest free numbers and are closed; the next call that makes a pair gets just these numbers,
    for nothing else of the process runs.
+3. Kinds whose objects hang together in other ways (sockets: both ends of a connection, a listener and who was accepted by it)
+   name the links; what hangs together is made by one sequence, `recreate_group(members)`.
 """
 
 from __future__ import annotations
@@ -109,7 +112,12 @@ class CannotUndo(Exception):
 
 
 class Moved(CannotUndo):
-    """The connection has gone on since: its bytes cannot be taken back. The plan may put a dead one in its place."""
+    """The connection has gone on since, or is gone: its bytes cannot be taken back. The plan may put a dead one in its place;
+    `dead`: calls that make it, the last result is it; none: the plan knows one for the network."""
+
+    def __init__(self, text: str, dead: Sequence[RemoteCall] = ()) -> None:
+        super().__init__(text)
+        self.dead = tuple(dead)
 
 
 class FdKind(Protocol):
@@ -268,6 +276,29 @@ def call(nr: int, *args: int | bytes | RemoteArg, note: str, expect: int | None 
 def same(index: int) -> RemoteCall:
     """As the last call of a sequence: its result is the descriptor that call `index` made."""
     return call(nr("dup2"), result(index), result(index), note="that descriptor")
+
+
+class Calls:
+    """A sequence in the making, for kinds that make several things at once."""
+
+    def __init__(self) -> None:
+        self.list: list[RemoteCall] = []
+
+    def add(self, name: str, *args: int | bytes | RemoteArg, note: str, expect: int | None = 0) -> RemoteArg:
+        """Appends one call; its result as an argument for later ones."""
+        self.list.append(call(nr(name), *args, note=note, expect=expect))
+        return result(len(self.list) - 1)
+
+    def extend(self, calls: Iterable[RemoteCall]) -> None:
+        """Calls whose results are counted from this sequence's start, or that have none."""
+        self.list += calls
+
+    def two_lowest(self) -> tuple[RemoteArg, RemoteArg]:
+        """As two_lowest() below, anywhere in a sequence."""
+        taken = [self.add("eventfd2", 0, 0, note=f"find a free number ({index})") for index in (1, 2)]
+        for number in taken:
+            self.add("close", number, note="free it again")
+        return taken[0], taken[1]
 
 
 def two_lowest() -> list[RemoteCall]:

@@ -11,10 +11,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from stat import S_IMODE, S_ISSOCK
 
 from ckpt.errors import CkptError, RefusedError
 from ckpt.kinds.base import Answer, RawTask, Unsupported, with_outside
-from ckpt.kinds.fd.tcp import with_twins
+from ckpt.kinds.groups import with_others
 from ckpt.kinds.table import table
 from ckpt.live import core, records
 from ckpt.live.advice import Adviser, described
@@ -138,7 +139,7 @@ class Parser:
         tasks = tuple(self._task(process) for process in self.raw.processes.values())
         objects = described([SharedObject(self.spaces.store(o.space), o.dev, o.ino, o.size) for o in self.raw.objects], tasks)
         start = self.raw.threads[root].start_ticks
-        files = with_twins(with_outside(sorted(self.files.values(), key=lambda file: file.id)))
+        files = with_others(with_outside(sorted(self.files.values(), key=lambda file: file.id)))
         return Snapshot(PidRef(root, start), tasks, files, objects, machine(), taken_at)
 
     def _task(self, process: RawProcess) -> Task:
@@ -217,7 +218,7 @@ class Parser:
         try:
             if kind is None:
                 raise Unsupported(f"{fd.link}: not supported")
-            self.files[identity] = kind.parse(raw)
+            self.files[identity] = _with_owner(fd.pid, kind.parse(raw))
         except Unsupported as reason:
             raise RefusedError(refusal(fd.fd, fd.pid, comm, str(reason))) from None
         return identity
@@ -255,6 +256,20 @@ def _with_identity(pid: int, mapping: Mapping) -> Mapping:
         return mapping
     size, mtime = _file_identity(f"/proc/{pid}/root{backing.path}", backing.ino)
     return replace(mapping, backing=replace(backing, size=size, mtime_ns=mtime)) if size >= 0 else mapping
+
+
+def _with_owner(pid: int, file: OpenFile) -> OpenFile:
+    """A socket that is bound to a name learns permissions and owner of the file there, which bind makes anew."""
+    name = file.state.get("name", "")
+    if not name.startswith("/"):
+        return file
+    try:
+        found = os.lstat(f"/proc/{pid}/root{name}")
+    except OSError:
+        return file
+    if not S_ISSOCK(found.st_mode) or found.st_ino & 0xFFFF_FFFF != file.state["name_ino"]:
+        return file
+    return replace(file, state={**file.state, "mode": S_IMODE(found.st_mode), "owner": [found.st_uid, found.st_gid]})
 
 
 def _file_identity(path: str, ino: int) -> tuple[int, int]:

@@ -33,7 +33,7 @@ MOV_EAX, CODE_BEFORE = 0xB8, 48
 DRAIN_AT_ONCE = 8
 DATA_BYTES = 16384  #: room in the bridge beside the calls, at least
 ALL_SIGNALS = b"\xff" * 8
-BEFORE_SPAWN = ("mappings", "descriptors-made", "descriptors-shared", "descriptors", "attributes")
+BEFORE_SPAWN = ("mappings", "descriptors-freed", "descriptors-made", "descriptors-shared", "descriptors", "attributes")
 WITH_PAGES, BEFORE_PAGES, AFTER_DRAIN, AFTER_CONT = ("finish",), ("threads",), ("timers",), ("signals",)
 
 

@@ -23,7 +23,18 @@ from ckpt.plan.threads import plan_threads
 from ckpt.procfs import Segment
 
 #: In the order in which they run; each in all tasks before the next.
-STAGES = ("mappings", "descriptors-made", "descriptors-shared", "descriptors", "attributes", "threads", "signals", "timers", "finish")
+STAGES = (
+    "mappings",
+    "descriptors-freed",
+    "descriptors-made",
+    "descriptors-shared",
+    "descriptors",
+    "attributes",
+    "threads",
+    "signals",
+    "timers",
+    "finish",
+)
 
 _IN_PLACE_ADVICE = "; ckpt restore --replace"  #: no advice to somebody who restores
 
@@ -63,7 +74,7 @@ def plan(
         refusals += [*layout.refusals, *tables[task.pid].refusals, *attributes.refusals, *threads.refusals]
         warnings += [*layout.warnings, *tables[task.pid].warnings, *attributes.warnings]
         table = tables[task.pid]
-        found = (layout.batch, table.made, table.shared, table.placed, *attributes.batches, layout.finish)
+        found = (layout.batch, table.freed, table.made, table.shared, table.placed, *attributes.batches, layout.finish)
         batches |= {(name, task.pid): batch for name, batch in zip(STAGES, found, strict=True)}
         ends[task.pid], spawns[task.pid] = threads.end, threads.spawn
     order = [(name, task.pid) for name in STAGES for task in wanted.tasks]

@@ -1,7 +1,8 @@
 """The descriptor tables: which numbers are closed, kept, moved, made again, so that `now` becomes `wanted`.
 
-What becomes of each open file is decided in fates.py; here it gets its numbers, in three stages of all tasks:
+What becomes of each open file is decided in fates.py; here it gets its numbers, in four stages of all tasks:
 
+    freed   sockets that go are closed: their names and ports are needed by those that are made
     made    each task makes what it is to make and lifts it, and what must move, above its tables
     shared  whoever lacks an open file that another task has pulls it from there (pidfd_open, pidfd_getfd)
     placed  what goes is closed, what was lifted is dup'ed to its numbers, contents and positions are brought back
@@ -9,7 +10,7 @@ What becomes of each open file is decided in fates.py; here it gets its numbers,
 Invariants
  1. Sharing is kept explicit: one wanted open file is made or moved once in the whole tree and dup'ed to all its numbers.
  2. Lifted numbers are known ahead (a stage does not see another's results) and lie above both tables, so that no number is
-    overwritten that is still needed; APART leaves room for numbers that a kind takes for a moment.
+    overwritten that is still needed; APART leaves room for numbers that a kind takes for a moment, beside those of a group.
  3. Positions, counters and contents are brought back once every number of its task is right; epoll sets last of all, for they
     name numbers. An entry whose open file was closed is gone from the set by itself.
 """
@@ -39,6 +40,7 @@ _NR_PIDFD_OPEN, _NR_PIDFD_GETFD = 434, 438
 class TablePlan:
     """One process's table."""
 
+    freed: Batch = field(default_factory=Batch)
     made: Batch = field(default_factory=Batch)
     shared: Batch = field(default_factory=Batch)
     placed: Batch = field(default_factory=Batch)
@@ -47,7 +49,7 @@ class TablePlan:
 
     @property
     def calls(self) -> list[object]:
-        return [*self.made.calls, *self.shared.calls, *self.placed.calls]
+        return [*self.freed.calls, *self.made.calls, *self.shared.calls, *self.placed.calls]
 
 
 def plan_tables(
@@ -68,6 +70,8 @@ def plan_tables(
     if not any(plan.refusals for plan in plans.values()):
         tables = {task.pid: _Table(fates, now.task(task.pid), task, reserved.get(task.pid, -1), plans[task.pid]) for task in wanted.tasks}
         for table in tables.values():
+            table.free()
+        for table in tables.values():
             table.make()
         for table in tables.values():
             table.share(tables)
@@ -87,10 +91,21 @@ class _Table:
         self.stays = {fd for fd, item in self.there.items() if fd in self.here and self._source(item.file) == self.here[fd].file}
         self.needed = dict.fromkeys(item.file for item in wanted.descriptors if item.fd not in self.stays)
         self.lifted: dict[int, int] = {}  #: open file -> the number that it is lifted to
+        self.apart = APART + max((len(fate.mates) for fate in fates.of.values()), default=0)
+        self.freed: set[int] = set()
 
     def _source(self, identity: int) -> int | None:
         source = self.fates.of[identity].source
         return source.id if source else None
+
+    # ---- freed ----
+
+    def free(self) -> None:
+        kept = {fate.source.id for fate in self.fates.of.values() if fate.source}
+        for fd, item in sorted(self.here.items()):
+            if item.file not in kept and "cookie" in self.fates.here[item.file].state:
+                self._end(self.plan.freed, fd, item.file)
+                self.freed.add(fd)
 
     # ---- made ----
 
@@ -107,9 +122,7 @@ class _Table:
     def _make(self, identity: int, fate: Fate) -> None:
         base = len(self.plan.made.calls)
         self.plan.made.extend(fate.make)
-        ends = [(identity, fate.result)]
-        if fate.pair is not None:
-            ends.append((fate.pair, self.fates.of[fate.pair].result))
+        ends = [(identity, fate.result), *((mate, self.fates.of[mate].result) for mate in fate.mates)]
         for end, index in ends:
             made = result(base + index)
             self._lift(self.plan.made, end, made)
@@ -120,7 +133,7 @@ class _Table:
         return next((fd for pid, fd in self.fates.at_now[source] if pid == self.pid), None)
 
     def _lift(self, batch: Batch, identity: int, source: RemoteArg) -> None:
-        number = self.above + APART + len(self.lifted)
+        number = self.above + self.apart + len(self.lifted)
         batch.add(b.NR_DUP3, source, number, b.O_CLOEXEC, note=f"lift the {self.fates.there[identity].kind}", expect=number)
         self.lifted[identity] = number
 
@@ -167,12 +180,14 @@ class _Table:
 
     def _close(self, batch: Batch) -> None:
         for fd, item in sorted(self.here.items()):
-            if fd in self.stays:
-                continue
-            if item.file in self.fates.reset:
-                linger = struct.pack("<ii", 1, 0)
-                batch.add(b.NR_SETSOCKOPT, fd, _SOL_SOCKET, _SO_LINGER, linger, 8, note=f"fd {fd}: end it with a reset", expect=None)
-            batch.add(b.NR_CLOSE, fd, note=f"close fd {fd}")
+            if fd not in self.stays and fd not in self.freed:
+                self._end(batch, fd, item.file)
+
+    def _end(self, batch: Batch, fd: int, identity: int) -> None:
+        if identity in self.fates.reset:
+            linger = struct.pack("<ii", 1, 0)
+            batch.add(b.NR_SETSOCKOPT, fd, _SOL_SOCKET, _SO_LINGER, linger, 8, note=f"fd {fd}: end it with a reset", expect=None)
+        batch.add(b.NR_CLOSE, fd, note=f"close fd {fd}")
 
     def _adjust(self, batch: Batch) -> None:
         """Each open file once, in the first task that has it; epoll sets last."""

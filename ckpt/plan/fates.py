@@ -6,7 +6,7 @@ that they stand at, since adjusting one makes it equal to the other in all that 
 
 Invariants
  1. A connection that has moved or gone becomes a dead socket: reading gives the end, writing EPIPE, epoll HUP.
- 2. What is made is made by one task, the first that holds it; both ends of a pair by one.
+ 2. What is made is made by one task, the first that holds it; both ends of a pair, and a whole group, by one.
  3. What cannot be undone is refused by name; nothing of a plan with a refusal runs.
 """
 
@@ -16,12 +16,15 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from ckpt.kinds.base import CannotUndo, FdKind, Moved, PairKind, call, peers, result, same
 from ckpt.kinds.fd.file import O_ONCE, seek
+from ckpt.kinds.groups import GroupKind, groups
 from ckpt.model import OpenFile, RemoteCall, Snapshot, Task
 from ckpt.plan import batch as b
 from ckpt.plan.batch import Batch
+from ckpt.plan.grouped import check_name, may, who_stays
 from ckpt.plan.objects import Objects
 from ckpt.plan.sources import World
 
@@ -44,7 +47,7 @@ class Fate:
     source: OpenFile | None = None
     make: tuple[RemoteCall, ...] = ()
     result: int = -1  #: index of the call in `make` whose result it is
-    pair: int | None = None  #: the other end, made by the same calls
+    mates: tuple[int, ...] = ()  #: others that the same calls make: the other end, or the rest of the group
     maker: int = 0  #: the task that makes it, if it is made
     adjust: tuple[RemoteCall, ...] = ()
 
@@ -62,6 +65,7 @@ class Fates:
         self.said = {task.pid: Said() for task in wanted.tasks}
         self.of: dict[int, Fate] = {}
         self.reset: set[int] = set()  #: open files of now that end with a reset
+        self.groups = groups(wanted.files)
 
     def decide(self) -> None:
         matched = self._unpaired(self._match())
@@ -134,6 +138,9 @@ class Fates:
             calls = _opened_anew(file, anchor)
             self.of[file.id] = Fate(make=calls, result=len(calls) - 1, maker=self._maker(file))
             return None
+        if isinstance(kind, GroupKind):
+            members = [self.there[identity] for identity in self.groups[file.id] if identity in self.at_wanted]
+            return self._make_group(kind, members, matched)
         if isinstance(kind, PairKind):
             return self._make_pair(kind, file)
         try:
@@ -176,6 +183,8 @@ class Fates:
                 self.of[file.id] = Fate(source=source)
             else:
                 self.reset.add(source.id)
+                if len(self.groups.get(file.id, ())) > 1:
+                    return False
                 self._bury(file, error)
         except CannotUndo:
             return False
@@ -186,6 +195,9 @@ class Fates:
             self._refuse(file, f"{error} (--tcp refuse)")
             return
         self._warn(file, f"{error}: it reads as ended")
+        if error.dead:
+            self.of[file.id] = Fate(make=error.dead, result=len(error.dead) - 1, maker=self._maker(file))
+            return
         family = int(file.state.get("domain", _AF_INET))
         nonblock = file.flags & b.O_NONBLOCK
         batch = Batch()
@@ -203,10 +215,41 @@ class Fates:
             calls = tuple(kind.recreate_pair(file, other))
         except CannotUndo as error:
             return self._refuse(file, error)
-        self.of[file.id] = Fate(make=calls, result=0, pair=other.id if other else None, maker=self._maker(file))
+        self.of[file.id] = Fate(make=calls, result=0, mates=(other.id,) if other else (), maker=self._maker(file))
         if other:
             self.of[other.id] = Fate(result=1, maker=self._maker(file))
         return None
+
+    def _make_group(self, kind: GroupKind, members: Sequence[OpenFile], matched: Mapping[int, OpenFile]) -> None:
+        numbers = {member.id: self.at_wanted[member.id][0][1] for member in members}
+        staying = who_stays(self.kinds[members[0].kind], members, matched, self.at_now, numbers)
+        gone = [member for member in members if member.id not in staying.kept]
+        for identity, kept in staying.kept.items():
+            self.of[identity] = Fate(source=kept.now, adjust=staying.adjust[identity])
+        if not gone:
+            return
+        maker = staying.pid or self._maker(gone[0])
+        try:
+            made = kind.recreate_group(members, staying.kept)
+            if not may(next((task for task in self.now.tasks if task.pid == maker), None), made.capability):
+                raise Moved(f"{members[0].kind} socket: task {maker} has not the right to make it again")
+            for member in gone:
+                check_name(member, self.world)
+        except Moved as error:
+            for member in gone:
+                self._bury(member, error)
+            return
+        except CannotUndo as error:
+            for member in gone:
+                self._refuse(member, error)
+            return
+        for text in made.warnings:
+            self._warn(gone[0], text)
+        for member, index in zip(members, made.results, strict=True):
+            if member.id not in staying.kept:
+                self.of[member.id] = Fate(result=index, maker=maker)
+        first, *rest = gone
+        self.of[first.id] = replace(self.of[first.id], make=made.calls, mates=tuple(member.id for member in rest))
 
     def _maker(self, file: OpenFile) -> int:
         return self.at_wanted[file.id][0][0]
@@ -246,7 +289,9 @@ def _opened_anew(file: OpenFile, anchor: str) -> tuple[RemoteCall, ...]:
 
 def opened_paths(wanted: Snapshot) -> set[str]:
     """Paths that may have to be opened again."""
-    return {str(file.state["path"]) for file in wanted.files if "path" in file.state and _named(file)}
+    names = [str(file.state["name"]) for file in wanted.files if file.state.get("name")]
+    opened = {str(file.state["path"]) for file in wanted.files if "path" in file.state and _named(file)}
+    return opened.union(names, (str(Path(name).parent) for name in names))
 
 
 def holders(tasks: Iterable[Task]) -> dict[int, list[tuple[int, int]]]:

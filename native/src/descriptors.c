@@ -8,8 +8,8 @@
  *               POLLERR: no reader), u32 n, contents[n]
  *   SOCKET      i32 domain, type, protocol, listening, inq, outq, n_local, n_peer (each -errno where there is none), then the
  *               two struct sockaddr
- *   PEEK        AF_UNIX only: per message of the receive queue u32 n, u32 flags (1: carries descriptors or other control data), bytes[n];
- *               a stream is one message. No record: could not be read (a datagram socket with a pending error)
+ *   PEEK        AF_UNIX, UDP, TCP of one address: per message of the receive queue u32 n, u32 flags (1: carries descriptors or other
+ *               control data; 2: a pending error forbids to look), u32 n_from, bytes[n], from[n_from]: the sender's struct sockaddr, of datagrams; a stream is one message.
  *   TIMERFD     struct itimerspec, asked before fdinfo is read (until then an expired periodic timer shows nonsense there);
  *               u64 CLOCK_MONOTONIC, u64 CLOCK_REALTIME of that moment, ns
  *   SEALS       i32 seals or -errno

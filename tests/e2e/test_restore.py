@@ -16,8 +16,7 @@ from tests.harness.ckpt import COMMAND
 from tests.harness.victim import PYTHON
 
 Start = Callable[..., Victim]
-#: Not yet: connections inside the tree.
-ALONE = [name for name in WORKLOADS if name not in ("redis", "waits", "python-asyncio")]
+ALONE = [name for name in WORKLOADS if name not in ("redis", "waits")]
 
 
 def revive(ckpt: Ckpt, target: Victim, generation: int | str, *options: str) -> Any:

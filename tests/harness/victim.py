@@ -49,6 +49,7 @@ WORKLOADS: Mapping[str, tuple[str, ...]] = {
     "epoll": ("bin/epoll",),
     "waits": ("bin/waits",),
     "signals": ("bin/signals",),
+    "sockets": ("bin/sockets", "{folder}"),
     "python-threads": (PYTHON, "python_threads.py", "{folder}/progress.txt"),
     "python-asyncio": (PYTHON, "python_asyncio.py"),
     "redis": (PYTHON, "redis_victim.py", "{folder}", "2000"),

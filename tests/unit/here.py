@@ -13,11 +13,12 @@ import struct
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ckpt.kinds.base import Answer, FdKind, RawDescriptor, RawTask, TaskKind, Work, fd_kinds
+from ckpt.kinds.base import Answer, FdKind, RawDescriptor, RawTask, TaskKind, Work, fd_kinds, with_outside
 from ckpt.kinds.fd import sockets
+from ckpt.kinds.groups import Kept, with_others
 from ckpt.model import Arg, OpenFile, RemoteCall
 from ckpt.procfs import parse_fdinfo
 
@@ -74,6 +75,18 @@ def capture(fd: int, identity: int = 0, watched: dict[int, int] | None = None) -
     return kind_of(raw).parse(raw)
 
 
+def capture_all(fds: Sequence[int]) -> list[OpenFile]:
+    """As one tree; ids are places in `fds`."""
+    return list(with_others(with_outside([capture(fd, identity) for identity, fd in enumerate(fds)])))
+
+
+def made_group(members: Sequence[OpenFile], kept: Mapping[int, Kept] | None = None) -> list[int]:
+    """The descriptors, in order."""
+    found = kind_named(members[0].kind).recreate_group(members, kept or {})
+    results = run(found.calls)
+    return [results[index] if index >= 0 else kept[member.id].fd for index, member in zip(found.results, members, strict=True)]  # type: ignore[index]
+
+
 def ask(kind: TaskKind) -> RawTask:
     """This thread's answers to a kind's questions, and the files that it wants."""
     answers = []
@@ -97,10 +110,10 @@ def kind_of(raw: RawDescriptor) -> FdKind:
     return next(kind for kind in fd_kinds() if kind.recognises(raw))
 
 
-def _queued(fd: int) -> int:
+def _queued(fd: int, request: int = termios.FIONREAD) -> int:
     room = array.array("i", [0])
     try:
-        fcntl.ioctl(fd, termios.FIONREAD, room)
+        fcntl.ioctl(fd, request, room)
     except OSError:  # netlink has none
         return 0
     return room[0]
@@ -127,8 +140,8 @@ def _socket(fd: int, ino: int, work: dict[int, bytes], options: dict[int, bytes]
     found = socket.socket(fileno=os.dup(fd))
     names = [_name("getsockname", fd), _name("getpeername", fd)]
     listening = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    inq = 0 if listening else _queued(fd)
-    work[Work.SOCKET] = struct.pack("<8i", found.family, found.type, found.proto, listening, inq, 0, *map(len, names)) + b"".join(names)
+    inq, outq = (0, 0) if listening else (_queued(fd), _queued(fd, termios.TIOCOUTQ))
+    work[Work.SOCKET] = struct.pack("<8i", found.family, found.type, found.proto, listening, inq, outq, *map(len, names)) + b"".join(names)
     for position, option in enumerate(sockets.OPTIONS):
         try:
             options[position] = found.getsockopt(option.level, option.name, option.size)
@@ -136,11 +149,40 @@ def _socket(fd: int, ino: int, work: dict[int, bytes], options: dict[int, bytes]
             continue
     if found.family == socket.AF_UNIX:
         work[Work.UNIX_DIAG] = _diag(ino)
-        data = b""
-        if inq:
-            data = found.recv(1 << 20, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        work[Work.PEEK] = struct.pack("<II", len(data), 0) + data if data else b""
+    if found.family == socket.AF_UNIX or _with_itself(found, names):
+        work[Work.PEEK] = b"" if listening else _peek(found, inq)
     found.close()
+
+
+def _with_itself(found: socket.socket, names: Sequence[bytes]) -> bool:
+    if found.family not in (socket.AF_INET, socket.AF_INET6) or found.proto == socket.IPPROTO_UDP:
+        return found.proto == socket.IPPROTO_UDP
+    return names[0][:2] == names[1][:2] and names[0][4:8] + names[0][8:24] == names[1][4:8] + names[1][8:24]
+
+
+def _peek(found: socket.socket, inq: int) -> bytes:
+    """A stream at once, messages one by one: with their senders if they are datagrams."""
+    if found.type == socket.SOCK_STREAM:
+        data = found.recv(inq, socket.MSG_PEEK | socket.MSG_DONTWAIT) if inq else b""
+        return struct.pack("<III", len(data), 0, 0) + data if data else b""
+    poll = select.poll()
+    poll.register(found.fileno(), 0)
+    if poll.poll(0) and poll.poll(0)[0][1] & select.POLLERR:
+        return struct.pack("<III", 0, 2, 0) if inq else b""
+    answer, datagrams = b"", found.type == socket.SOCK_DGRAM
+    found.setsockopt(socket.SOL_SOCKET, 42, 0)  # SO_PEEK_OFF
+    room, name = ctypes.create_string_buffer(1 << 18), ctypes.create_string_buffer(128)
+    while datagrams or inq > 0:
+        size = ctypes.c_uint32(128)
+        flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
+        got = int(_LIBC.recvfrom(found.fileno(), room, len(room), flags, name, ctypes.byref(size)))
+        if got < 0:
+            break
+        inq -= got
+        sender = name.raw[: size.value] if datagrams else b""
+        answer += struct.pack("<III", got, 0, len(sender)) + room.raw[:got] + sender
+    found.setsockopt(socket.SOL_SOCKET, 42, -1)
+    return answer
 
 
 def _name(call: str, fd: int) -> bytes:

@@ -8,7 +8,7 @@ from ckpt.kinds.base import CannotUndo, RawDescriptor, Unsupported
 from ckpt.kinds.fd import sockets as so
 from ckpt.model import OpenFile, RemoteCall
 
-_FAMILIES = {16: "netlink", 17: "packet", 29: "CAN", 31: "bluetooth", 38: "AF_ALG (kernel crypto)", 40: "vsock", 44: "XDP", 30: "TIPC"}
+_FAMILIES = {17: "packet", 29: "CAN", 31: "bluetooth", 38: "AF_ALG (kernel crypto)", 40: "vsock", 44: "XDP", 30: "TIPC"}
 _SOCK_RAW = 3
 _PROTOCOLS = {1: "ping", 58: "ping", 132: "SCTP", 262: "MPTCP", 33: "DCCP", 136: "UDP-lite"}
 

@@ -1,4 +1,4 @@
-"""What the kinds of socket share: one row of wants, the decoded answers, and options. No kind by itself.
+"""What the kinds of socket share: one row of wants, the decoded answers, and names. No kind by itself.
 
 C cannot tell a TCP socket from any other by its link, so all socket kinds ask for the same work and take what is theirs.
 """
@@ -12,34 +12,17 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ckpt.kinds.base import RawDescriptor, SockOpt, Unsupported, Wants, Work, call
-from ckpt.model import RemoteArg, RemoteCall, State
-from ckpt.syscalls.names import nr
+from ckpt.kinds.base import RawDescriptor, SockOpt, Unsupported, Wants, Work
+from ckpt.kinds.fd.sockopts import IPPROTO_TCP, SETTABLE, SOL_NETLINK, SOL_SOCKET, locked
+from ckpt.model import State
 
-SOL_SOCKET, IPPROTO_TCP = 1, 6
-SO_REUSEADDR = (SOL_SOCKET, 2)
-#: Options that a program sets and a rollback puts back: level, name, size -> what people call it.
-SETTABLE: dict[tuple[int, int, int], str] = {
-    (SOL_SOCKET, 2, 4): "SO_REUSEADDR",
-    (SOL_SOCKET, 9, 4): "SO_KEEPALIVE",
-    (SOL_SOCKET, 10, 4): "SO_OOBINLINE",
-    (SOL_SOCKET, 13, 8): "SO_LINGER",
-    (SOL_SOCKET, 15, 4): "SO_REUSEPORT",
-    (SOL_SOCKET, 18, 4): "SO_RCVLOWAT",
-    (SOL_SOCKET, 20, 16): "SO_RCVTIMEO",
-    (SOL_SOCKET, 21, 16): "SO_SNDTIMEO",
-    (IPPROTO_TCP, 1, 4): "TCP_NODELAY",
-    (IPPROTO_TCP, 3, 4): "TCP_CORK",
-    (IPPROTO_TCP, 4, 4): "TCP_KEEPIDLE",
-    (IPPROTO_TCP, 5, 4): "TCP_KEEPINTVL",
-    (IPPROTO_TCP, 6, 4): "TCP_KEEPCNT",
-    (IPPROTO_TCP, 18, 4): "TCP_USER_TIMEOUT",
-    (41, 26, 4): "IPV6_V6ONLY",
-}
-SO_COOKIE, TCP_INFO = SockOpt(SOL_SOCKET, 57, 8), SockOpt(IPPROTO_TCP, 11, 240)
-OPTIONS = (SO_COOKIE, TCP_INFO, *(SockOpt(*key) for key in SETTABLE))
+SO_COOKIE, TCP_INFO, SO_PEERCRED = SockOpt(SOL_SOCKET, 57, 8), SockOpt(IPPROTO_TCP, 11, 240), SockOpt(SOL_SOCKET, 17, 12)
+TCP_ULP, NETLINK_GROUPS, SO_MEMINFO = SockOpt(IPPROTO_TCP, 31, 16), SockOpt(SOL_NETLINK, 9, 32), SockOpt(SOL_SOCKET, 55, 36)
+OPTIONS = (SO_COOKIE, TCP_INFO, SO_PEERCRED, TCP_ULP, NETLINK_GROUPS, SO_MEMINFO, *(SockOpt(*key) for key in SETTABLE))
 WANTS = (Wants(prefix="socket:[", format=stat.S_IFSOCK, work=Work.SOCKET | Work.PEEK | Work.UNIX_DIAG, options=OPTIONS),)
 
+REUSE = (SOL_SOCKET, 2)
+MSG_TRUNC, MSG_DONTWAIT, MSG_NOSIGNAL = 0x20, 0x40, 0x4000  #: TRUNC: bytes of TCP are dropped, not copied (tcp(7))
 _HEAD = struct.Struct("<8i")
 
 
@@ -55,6 +38,16 @@ class Socket:
     outq: int
     local: bytes  #: struct sockaddr; empty where there is none
     peer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One of the answer to Work.PEEK."""
+
+    data: bytes
+    control: bool  #: it carries descriptors or other control data
+    unreadable: bool  #: there is something, but a pending error forbids to look
+    sender: bytes  #: struct sockaddr; empty where there is none
 
 
 def is_socket(raw: RawDescriptor) -> bool:
@@ -119,35 +112,28 @@ def port(name: bytes) -> int:
 
 
 def options_of(raw: RawDescriptor) -> dict[str, str]:
-    """Name -> hex, of those that this socket has."""
+    """Name -> hex, of those that this socket has and that say something."""
     found = {}
+    info = parse_socket(raw)
+    stream = info is not None and info.type == socket.SOCK_STREAM
     for position, option in enumerate(OPTIONS):
         title = SETTABLE.get((option.level, option.name, option.size))
         if title and position in raw.options:
             found[title] = raw.options[position].hex()
-    return found
-
-
-def set_options(fd: int | RemoteArg, now: State, wanted: State) -> list[RemoteCall]:
-    """setsockopt for each option that differs."""
-    calls = []
-    for (level, option, _), title in SETTABLE.items():
-        want = wanted.get(title)
-        if want is not None and now.get(title) != want:
-            data = bytes.fromhex(want)
-            calls.append(call(nr("setsockopt"), fd, level, option, data, len(data), note=f"setsockopt {title}"))
-    return calls
+    tuned = {title for title in ("SO_SNDBUF", "SO_RCVBUF") if not locked(title, found)}  # by the kernel
+    return {title: data for title, data in found.items() if title not in tuned and not (stream and "MULTICAST" in title)}
 
 
 def option_data(raw: RawDescriptor, option: SockOpt) -> bytes:
     return raw.options.get(OPTIONS.index(option), b"")
 
 
-def messages(data: bytes) -> Sequence[tuple[int, bytes]]:
-    """The answer to Work.PEEK: (flags, bytes) each."""
+def messages(data: bytes) -> Sequence[Message]:
+    """The answer to Work.PEEK."""
     found, offset = [], 0
-    while offset + 8 <= len(data):
-        length, flags = struct.unpack_from("<II", data, offset)
-        found.append((flags, data[offset + 8 : offset + 8 + length]))
-        offset += 8 + length
+    while offset + 12 <= len(data):
+        length, flags, names = struct.unpack_from("<III", data, offset)
+        start = offset + 12
+        found.append(Message(data[start : start + length], bool(flags & 1), bool(flags & 2), data[start + length : start + length + names]))
+        offset = start + length + names
     return found

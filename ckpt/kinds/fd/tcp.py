@@ -7,7 +7,8 @@ bytes cannot be taken back (`Moved`): the plan puts a dead socket in its place, 
 Where both ends are in the tree nothing is lost: what lies unread at either end was captured, and a rollback makes both queues
 what they were. Each direction is two calls, one by either end: the writer sends again what lay unread, the reader drops as
 many bytes as lie there now. They are in front, so the order of the two does not matter, and both ends decide alike, by
-comparing the queues of then and now. Sequence numbers move on; no program sees them.
+comparing the queues of then and now. Sequence numbers move on; no program sees them. Where one end is gone, both are made
+again (tcp_pair.py).
 
     consumed = tcpi_bytes_received (a FIN counts as one) - what lies unread
     written  = tcpi_bytes_sent - tcpi_bytes_retrans + tcpi_notsent_bytes
@@ -18,11 +19,14 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ckpt.kinds.base import CannotUndo, Moved, RawDescriptor, Unsupported, Work, call, result, same, set_flags
+from ckpt.kinds.base import Calls, CannotUndo, Moved, RawDescriptor, Unsupported, Work, call, result, same, set_flags
 from ckpt.kinds.fd import sockets as so
+from ckpt.kinds.fd import tcp_pair
+from ckpt.kinds.fd.sockopts import IPPROTO_TCP, set_options
+from ckpt.kinds.groups import Kept, Made
 from ckpt.model import OpenFile, RemoteCall, State
 from ckpt.procfs import parse_fdinfo
 from ckpt.syscalls.names import nr
@@ -32,9 +36,9 @@ STATES = ("", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "
           "CLOSING", "NEW_SYN_RECV")  # fmt: skip
 _OPEN = ("ESTABLISHED", "CLOSE_WAIT")  #: we may still write
 _PEER_FIN = ("CLOSE_WAIT", "LAST_ACK", "CLOSING", "TIME_WAIT")
-_MSG_TRUNC, _MSG_DONTWAIT, _MSG_NOSIGNAL = 0x20, 0x40, 0x4000  #: TRUNC: the bytes are dropped, not copied (tcp(7))
+_QUIET = ("ESTABLISHED", "CLOSE_WAIT", "FIN_WAIT2")  #: what both ends of a connection may be in while nothing is under way
 _AT_ONCE = 8192  #: bytes sent by one call
-_BACKLOG = 28  #: tcpi_sacked of a listener
+_PENDING, _PMTU = 24, 60  #: tcpi_unacked and tcpi_sacked (of a listener: who waits, and its backlog), tcpi_pmtu
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +47,10 @@ class Info:
 
     state: str
     backlog: int
+    pending: int  #: of a listener: connections that wait to be accepted
     received: int
     written: int
+    wire: tuple[int, int, int, int] = (0, 0, 0, 0)  #: TCPI_OPT_*, window scales to send and to receive, MTU of the path
 
     @staticmethod
     def parse(data: bytes) -> Info:
@@ -53,8 +59,10 @@ class Info:
         (received,) = struct.unpack_from("<Q", data, 128)
         (notsent,) = struct.unpack_from("<I", data, 144)
         sent, again = struct.unpack_from("<QQ", data, 200)
-        (backlog,) = struct.unpack_from("<I", data, _BACKLOG)
-        return Info(STATES[data[0]] if data[0] < len(STATES) else str(data[0]), backlog, received, sent - again + notsent)
+        pending, backlog = struct.unpack_from("<II", data, _PENDING)
+        (mtu,) = struct.unpack_from("<I", data, _PMTU)
+        wire = (data[5], data[6] & 15, data[6] >> 4, mtu)
+        return Info(STATES[data[0]] if data[0] < len(STATES) else str(data[0]), backlog, pending, received, sent - again + notsent, wire)
 
 
 class Tcp:
@@ -63,27 +71,32 @@ class Tcp:
     wants = so.WANTS
 
     def recognises(self, raw: RawDescriptor) -> bool:
-        return so.is_socket(raw) and so.is_inet(so.parse_socket(raw), socket.SOCK_STREAM, so.IPPROTO_TCP)
+        return so.is_socket(raw) and so.is_inet(so.parse_socket(raw), socket.SOCK_STREAM, IPPROTO_TCP)
 
     def parse(self, raw: RawDescriptor) -> OpenFile:
         found = so.known(raw)
+        if so.option_data(raw, so.TCP_ULP).strip(b"\0"):
+            raise Unsupported(f"tcp socket with a protocol of the kernel on it ({so.option_data(raw, so.TCP_ULP).decode()}): not supported")
         tcp = Info.parse(so.option_data(raw, so.TCP_INFO))
         fin = 1 if tcp.state in _PEER_FIN else 0
         state = {
             **so.inet_state(raw, found),
             "state": "LISTEN" if found.listening else tcp.state,
             "backlog": tcp.backlog if found.listening else 0,
+            **({"pending": tcp.pending} if found.listening and tcp.pending else {}),
             "consumed": max(tcp.received - fin - max(found.inq, 0), 0) if not found.listening else 0,
             "written": tcp.written,
         }
-        if tcp.state == "ESTABLISHED":
-            state |= self._queue(raw, found)
+        if tcp.state in _QUIET:
+            state |= self._queue(raw, found, tcp)
         return OpenFile(raw.file, self.name, parse_fdinfo(raw.fdinfo).open_flags, 0, state)
 
-    def _queue(self, raw: RawDescriptor, found: so.Socket) -> State:
-        """What with_twins() needs: the peer's name, and all that lies unread (hex)."""
-        unread = b"".join(data for flags, data in so.messages(raw.work.get(Work.PEEK, b"")) if flags == 0)
-        return {"far": found.peer.hex(), "unread": unread.hex()} if Work.PEEK in raw.work and len(unread) == found.inq else {}
+    def _queue(self, raw: RawDescriptor, found: so.Socket, tcp: Info) -> State:
+        """What with_others() needs: the peer's name, and all that lies unread (hex)."""
+        unread = b"".join(message.data for message in so.messages(raw.work.get(Work.PEEK, b"")) if not message.control)
+        if Work.PEEK not in raw.work or len(unread) != found.inq:
+            return {}
+        return {"far": found.peer.hex(), "unread": unread.hex(), "wire": list(tcp.wire)}
 
     def adjust(self, fd: int, now: OpenFile, wanted: OpenFile) -> Sequence[RemoteCall]:
         here, there = now.state, wanted.state
@@ -92,29 +105,43 @@ class Tcp:
         if there["state"] in ("LISTEN", "CLOSE"):
             if here["state"] != there["state"] or here["bound"] != there["bound"]:
                 raise CannotUndo(f"tcp socket: was {there['state']}, is {here['state']}")
+            if here.get("waiting") != there.get("waiting"):
+                if "waiting" in there:
+                    raise CannotUndo("tcp socket: others wait to be accepted")
+                return [
+                    *_drain(fd, here, 0),
+                    *set_options(fd, here["options"], there["options"]),
+                    *set_flags(fd, now.flags, wanted.flags),
+                ]
+        elif "waits" in there and "waits" not in here:
+            raise CannotUndo("tcp socket: it had not been accepted yet")
         elif "away" in here and "away" in there:
+            if here["state"] != there["state"]:
+                raise CannotUndo(f"tcp socket: was {there['state']}, is {here['state']}")
             return [
                 *self._requeue(fd, here, there),
-                *so.set_options(fd, here["options"], there["options"]),
+                *set_options(fd, here["options"], there["options"]),
                 *set_flags(fd, now.flags, wanted.flags),
             ]
         else:
             self._moved(here, there)
-        return [*so.set_options(fd, here["options"], there["options"]), *set_flags(fd, now.flags, wanted.flags)]
+        return [*set_options(fd, here["options"], there["options"]), *set_flags(fd, now.flags, wanted.flags)]
 
     def _requeue(self, fd: int, here: State, there: State) -> list[RemoteCall]:
         """This end's part of both directions: as the writer of one, as the reader of the other."""
         calls = []
         if here["away"] != there["away"]:
+            if here["state"] not in _OPEN:
+                raise CannotUndo(f"tcp socket: is {here['state']} and cannot send again")
             data = bytes.fromhex(there["away"])
             for at in range(0, len(data), _AT_ONCE):
                 part = data[at : at + _AT_ONCE]
                 note = f"send {len(part)} bytes again to {there['peer']}"
-                calls.append(call(nr("sendto"), fd, part, len(part), _MSG_DONTWAIT | _MSG_NOSIGNAL, 0, 0, note=note, expect=len(part)))
+                calls.append(call(nr("sendto"), fd, part, len(part), so.MSG_DONTWAIT | so.MSG_NOSIGNAL, 0, 0, note=note, expect=len(part)))
         stale = len(here["unread"]) // 2
         if here["unread"] != there["unread"] and stale:
             note = f"drop {stale} bytes from {there['peer']}"
-            calls.append(call(nr("recvfrom"), fd, 0, stale, _MSG_DONTWAIT | _MSG_TRUNC, 0, 0, note=note, expect=stale))
+            calls.append(call(nr("recvfrom"), fd, 0, stale, so.MSG_DONTWAIT | so.MSG_TRUNC, 0, 0, note=note, expect=stale))
         return calls
 
     def _moved(self, here: State, there: State) -> None:
@@ -131,29 +158,97 @@ class Tcp:
         state = wanted.state
         if state["state"] not in ("LISTEN", "CLOSE"):
             raise Moved(f"connection {state['local']} to {state['peer']}: is gone")
-        kind = socket.SOCK_STREAM | wanted.flags & os.O_NONBLOCK
-        calls = [call(nr("socket"), state["domain"], kind, so.IPPROTO_TCP, note=f"socket for {state['local'] or 'tcp'}")]
-        calls += so.set_options(result(0), {}, state["options"])
+        calls = [call(nr("socket"), state["domain"], socket.SOCK_STREAM, IPPROTO_TCP, note=f"socket for {state['local'] or 'tcp'}")]
+        calls += set_options(result(0), {}, state["options"])
         bound = bytes.fromhex(state["bound"])
         if so.port(bound):
+            # Without it the remains of the dead process's connections (TIME_WAIT) hold the port for a minute.
+            calls.append(call(nr("setsockopt"), result(0), *so.REUSE, struct.pack("<i", 1), 4, note="setsockopt SO_REUSEADDR"))
             calls.append(call(nr("bind"), result(0), bound, len(bound), note=f"bind {state['local']}"))
         if state["state"] == "LISTEN":
             calls.append(call(nr("listen"), result(0), state["backlog"], note=f"listen, backlog {state['backlog']}"))
-        return [*calls, same(0)]
+        if so.port(bound) and not int.from_bytes(bytes.fromhex(state["options"].get("SO_REUSEADDR", "")), "little"):
+            calls.append(call(nr("setsockopt"), result(0), *so.REUSE, bytes(4), 4, note="setsockopt SO_REUSEADDR 0"))
+        return [*calls, *set_flags(result(0), 0, wanted.flags & os.O_NONBLOCK), same(0)]
+
+    def recreate_group(self, members: Sequence[OpenFile], kept: Mapping[int, Kept]) -> Made:
+        if "away" in members[0].state:
+            return tcp_pair.made(members[0], members[1])
+        calls, at = Calls(), dict[int, int]()
+        listener = next((member for member in members if member.state["state"] == "LISTEN"), members[0])
+        if listener.id not in kept:
+            calls.extend(self.recreate(listener))
+            at[listener.id] = len(calls.list) - 1
+        else:
+            calls.extend(_drain(kept[listener.id].fd, kept[listener.id].now.state, 0))
+        for member in members:
+            if member is not listener and member.id not in kept:
+                at[member.id] = tcp_pair.waiting(calls, member)
+        return Made(tuple(calls.list), tuple(at.get(member.id, -1) for member in members))
+
+    def together(self, members: Sequence[OpenFile]) -> Iterable[tuple[int, int]]:
+        return [(members[0].id, members[1].id)] if "away" in members[0].state else ()
+
+    def stays(self, member: OpenFile) -> bool:
+        return "waits" not in member.state
+
+    def quiet(self, file: OpenFile) -> OpenFile:
+        return replace(file, state={key: value for key, value in file.state.items() if key not in ("pending", "waiting")})
+
+    def links(self, files: Sequence[OpenFile]) -> Iterable[tuple[int, int]]:
+        """Both ends of each connection that is inside the tree and can be made again; a listener and who waits there."""
+        known = [file for file in files if "away" in file.state]
+        ends = _ends(known)
+        pairs = [(file.id, twin.id) for file in known if (twin := ends.get((file.state["far"], file.state["bound"]))) is not None]
+        waiting = [(listener.id, client.id) for listener in files for client in _waiting(listener, files)]
+        return [*pairs, *waiting]
+
+    def with_others(self, files: Sequence[OpenFile]) -> Sequence[OpenFile]:
+        """A connection whose other end is in the tree learns what lies unread there (`away`, hex). Only where each end has got all
+        that the other has written: nothing is under way or waits for room. One that waits to be accepted learns so (`waits`)."""
+        ends = _ends(files)
+        queues = {listener.id: _waiting(listener, files) for listener in files if "pending" in listener.state}
+        waiting = {client.id for clients in queues.values() for client in clients}
+
+        def one(file: OpenFile) -> OpenFile:
+            if file.id in waiting:
+                return replace(file, state={**file.state, "waits": True})
+            if queues.get(file.id):
+                return replace(file, state={**file.state, "waiting": sorted(client.state["ino"] for client in queues[file.id])})
+            twin = ends.get((file.state["far"], file.state["bound"])) if "unread" in file.state else None
+            if twin is None or _got(file.state) != twin.state["written"] or _got(twin.state) != file.state["written"]:
+                return file
+            return replace(file, state={**file.state, "away": twin.state["unread"]})
+
+        return [one(file) for file in files]
 
 
-def with_twins(files: Sequence[OpenFile]) -> tuple[OpenFile, ...]:
-    """The same files; a connection whose other end is in the tree learns what lies unread there (`away`, hex). Only where each
-    end has got all that the other has written: nothing is under way or waits for room."""
-    ends = {(file.state["bound"], file.state["far"]): file for file in files if "unread" in file.state}
+def _drain(fd: int, listener: State, first: int) -> list[RemoteCall]:
+    """Takes away who waits to be accepted now; `first`: index of the first call. As many as wait are there: accept does not block."""
+    calls = []
+    for index in range(listener.get("pending", 0)):
+        calls.append(call(nr("accept4"), fd, 0, 0, 0, note="take away who waits to be accepted"))
+        calls.append(call(nr("close"), result(first + 2 * index), note="close it"))
+    return calls
 
-    def one(file: OpenFile) -> OpenFile:
-        twin = ends.get((file.state["far"], file.state["bound"])) if "unread" in file.state else None
-        if twin is None or _got(file.state) != twin.state["written"] or _got(twin.state) != file.state["written"]:
-            return file
-        return replace(file, state={**file.state, "away": twin.state["unread"]})
 
-    return tuple(one(file) for file in files)
+def _waiting(listener: OpenFile, files: Sequence[OpenFile]) -> list[OpenFile]:
+    """Connections of the tree to this listener whose other end nobody has, if the listener says that so many wait there. One that has
+    been written to is none: what it sent cannot be seen."""
+    if "pending" not in listener.state:
+        return []
+    ends, bound = _ends(files), bytes.fromhex(listener.state["bound"])
+    found = [
+        file
+        for file in files
+        if file.state["state"] == "ESTABLISHED" and "unread" in file.state and not file.state["written"]
+        if so.port(bytes.fromhex(file.state["far"])) == so.port(bound) and (file.state["far"], file.state["bound"]) not in ends
+    ]
+    return found if len(found) <= listener.state["pending"] else []
+
+
+def _ends(files: Sequence[OpenFile]) -> dict[tuple[str, str], OpenFile]:
+    return {(file.state["bound"], file.state["far"]): file for file in files if "unread" in file.state}
 
 
 def _got(state: State) -> int:
