@@ -48,8 +48,9 @@ class GroupKind(Protocol):
         """As `adjust` is to see one that stays: without what `recreate_group` sees to."""
         ...
 
-    def recreate_group(self, members: Sequence[OpenFile], kept: Mapping[int, Kept]) -> Made:
-        """All of a group but what is kept, in the order of their ids; most groups have one member. Raises CannotUndo."""
+    def recreate_group(self, members: Sequence[OpenFile], kept: Mapping[int, Kept], *, root: bool = False) -> Made:
+        """All of a group but what is kept, in the order of their ids; most groups have one member. `root`: who makes it is root and
+        may be somebody else for a moment. Raises CannotUndo."""
         ...
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from ckpt.errors import RefusedError
-from ckpt.live import act, advice, core, objects
+from ckpt.live import act, advice, core, names, objects
 from ckpt.live.capture import Layout
 from ckpt.live.execute import Executor
 from ckpt.live.newborn import Newborns
@@ -26,8 +26,8 @@ class Rebirth:
     def __init__(self, wanted: Snapshot, born: Newborns, tcp: str, clock: Clock) -> None:
         self.wanted, self.born, self.tcp, self.clock = wanted, born, tcp, clock
 
-    def planned(self) -> tuple[Snapshot, Reborn, Plan]:
-        """The newborns, what they are to become, and how. Raises RefusedError."""
+    def planned(self, spared: Collection[int] = ()) -> tuple[Snapshot, Reborn, Plan]:
+        """The newborns, what they are to become, and how. Raises RefusedError. `spared`: sockets that will be gone by then."""
         with core.Sink(SINK_PAGES, "/tmp") as sink:
             now = self.born.seen(Layout(self.born.tree, None, (), sink, newborn=True).take())
         self.clock.lap("looked")
@@ -35,9 +35,10 @@ class Rebirth:
         world = self._world(paths_of(now, again.wanted, newborn=True))
         segments = advice.segments(self.born.ref.pid)
         made = plan(now, again.wanted, world, tcp=self.tcp, newborn=True, segments=segments)
-        if made.refusals:
-            more = f" (and {len(made.refusals) - 1} more)" if len(made.refusals) > 1 else ""
-            raise RefusedError(made.refusals[0] + more)
+        refusals = [*made.refusals, *names.taken(self.born.ref.pid, now, again.wanted, spared)]
+        if refusals:
+            more = f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""
+            raise RefusedError(refusals[0] + more)
         return now, again, made
 
     def _world(self, paths: Iterable[str]) -> dict[str, FileIdentity]:

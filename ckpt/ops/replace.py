@@ -6,6 +6,7 @@ from ckpt.errors import CkptError
 from ckpt.history.open import Generation
 from ckpt.live import core, runtime
 from ckpt.live.ending import kill
+from ckpt.live.names import sockets_of
 from ckpt.model import PidRef, Snapshot
 
 
@@ -23,6 +24,12 @@ def living(generation: Generation, wanted: Snapshot) -> PidRef | None:
     except (CkptError, OSError):
         return None
     return None
+
+
+def sockets(ref: PidRef) -> set[int]:
+    """Inodes of all sockets of the tree: their names are free once it has ended."""
+    with core.Tree(ref.pid, ref.start_ticks) as tree:
+        return sockets_of({thread.pid for thread in tree.threads()})
 
 
 def end(ref: PidRef) -> None:

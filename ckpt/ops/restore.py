@@ -23,7 +23,7 @@ from ckpt.live.newborn import Newborns
 from ckpt.live.newborn import Place as Place
 from ckpt.live.streams import Streams
 from ckpt.live.surroundings import Surroundings
-from ckpt.model import Plan, Snapshot
+from ckpt.model import PidRef, Plan, Snapshot
 from ckpt.ops import replace as replacing
 from ckpt.ops.baseline import Clock
 from ckpt.ops.rebirth import Rebirth
@@ -93,7 +93,7 @@ def restore(request: Request, progress: Callable[[str], None] = lambda _text: No
         around = stack.enter_context(Surroundings(redirected.wanted))
         clock.lap("opened")
         if request.replace and (old := replacing.living(generation, wanted)) is not None:
-            _rehearse(request, around.wanted, streams)
+            _rehearse(request, around.wanted, streams, old)
             replacing.end(old)
             clock.lap("replaced")
         born = stack.enter_context(_newborns(request, around.wanted, streams))
@@ -107,10 +107,10 @@ def _newborns(request: Request, wanted: Snapshot, streams: Streams) -> Newborns:
     return Newborns(wanted, request.place, streams.numbers, namespaces=CLONE_NEWNS, own_session=not request.foreground)
 
 
-def _rehearse(request: Request, wanted: Snapshot, streams: Streams) -> None:
+def _rehearse(request: Request, wanted: Snapshot, streams: Streams, old: PidRef) -> None:
     """The plan alone, on newborns that nobody knows: what would be refused is refused before the living one is ended."""
     with Newborns(wanted, Place.NEW, streams.numbers) as born:
-        Rebirth(wanted, born, request.tcp, Clock()).planned()
+        Rebirth(wanted, born, request.tcp, Clock()).planned(spared=replacing.sockets(old))
 
 
 class _Run:

@@ -20,7 +20,7 @@ from typing import Any
 
 from ckpt.errors import CkptError, NotFoundError, RefusedError
 from ckpt.history.open import Generation, History, Mode, open_store
-from ckpt.live import advice, core, journal, objects, runtime, track
+from ckpt.live import advice, core, journal, names, objects, runtime, track
 from ckpt.live.capture import Layout
 from ckpt.live.execute import Executor, Unchanged, disturbed
 from ckpt.model import PidRef, Plan, Snapshot, Task
@@ -157,6 +157,8 @@ class _Run:
             now = layout.take()
             planned = self._planned(now, seats)
             self._refuse(planned.made)
+            if refusals := names.taken(self.ref.pid, now, self.wanted):
+                raise RefusedError(refusals[0])
             self.clock.lap("planned")
             self.progress("fetching pages")
             exact = self.baseline.exact and armed.exact and self.unfinished is None

@@ -64,7 +64,7 @@ def plan(
     objects = plan_objects(now, wanted, world, segments or {})
     refusals += objects.refusals
     warnings += objects.warnings
-    tables = plan_tables(now, wanted, tcp, reserved or {}, world, objects=objects)
+    tables = plan_tables(now, wanted, tcp, reserved or {}, world, objects=objects, newborn=newborn)
     for task in wanted.tasks:
         before = now.task(task.pid)
         frame = Frame(before, task, (now.features, wanted.features)) if newborn else None

@@ -24,7 +24,7 @@ from ckpt.kinds.groups import GroupKind, groups
 from ckpt.model import OpenFile, RemoteCall, Snapshot, Task
 from ckpt.plan import batch as b
 from ckpt.plan.batch import Batch
-from ckpt.plan.grouped import check_name, may, who_stays
+from ckpt.plan.grouped import check_name, is_root, may, who_stays
 from ckpt.plan.objects import Objects
 from ckpt.plan.sources import World
 
@@ -55,7 +55,10 @@ class Fate:
 class Fates:
     """Decides for every wanted open file. `of`: id -> its fate; `said`: pid -> refusals and warnings."""
 
-    def __init__(self, now: Snapshot, wanted: Snapshot, tcp: str, world: World, kinds: Sequence[FdKind], objects: Objects) -> None:
+    def __init__(
+        self, now: Snapshot, wanted: Snapshot, tcp: str, world: World, kinds: Sequence[FdKind], objects: Objects, *, newborn: bool
+    ) -> None:
+        self.newborn = newborn
         self.now, self.wanted, self.tcp, self.world, self.objects = now, wanted, tcp, world, objects
         self.kinds = {kind.name: kind for kind in kinds}
         self.here = {file.id: file for file in now.files}
@@ -229,9 +232,10 @@ class Fates:
         if not gone:
             return
         maker = staying.pid or self._maker(gone[0])
+        task = next((task for task in self.now.tasks if task.pid == maker), None)
         try:
-            made = kind.recreate_group(members, staying.kept)
-            if not may(next((task for task in self.now.tasks if task.pid == maker), None), made.capability):
+            made = kind.recreate_group(members, staying.kept, root=self.newborn and is_root(task))
+            if not may(task, made.capability):
                 raise Moved(f"{members[0].kind} socket: task {maker} has not the right to make it again")
             for member in gone:
                 check_name(member, self.world)

@@ -17,6 +17,8 @@ from ckpt.kinds.groups import GroupKind, Kept
 from ckpt.model import OpenFile, RemoteCall, Task
 from ckpt.plan.sources import World
 
+_CAP_SETGID, _CAP_SETUID = 6, 7
+
 
 @dataclass(frozen=True, slots=True)
 class Stays:
@@ -68,6 +70,12 @@ def may(task: Task | None, capability: int) -> bool:
     """Whether the task has a capability now (a newborn has what ckpt has). -1: none is needed."""
     known = task.threads[0].attributes.get("credentials", {}) if task and task.threads else {}
     return capability < 0 or bool(int(known.get("cap_effective", 0)) >> capability & 1)
+
+
+def is_root(task: Task | None) -> bool:
+    """Root in every respect: it can be somebody else for a moment and come back."""
+    known = task.threads[0].attributes.get("credentials", {}) if task and task.threads else {}
+    return known.get("uid") == [0] * 4 and known.get("gid") == [0] * 4 and may(task, _CAP_SETUID) and may(task, _CAP_SETGID)
 
 
 def check_name(file: OpenFile, world: World) -> None:

@@ -5,7 +5,9 @@
  *     the first peek would: that queue is said to be unreadable.
  *  2. Descriptors in a message are not received: the control buffer has room for credentials at most (exactly that, and only
  *     where SO_PASSCRED is set), so a message that carries more only says MSG_CTRUNC.
- *  3. SO_PEEK_OFF belongs to the target's socket: it is set only to walk a queue of messages, and put back at once.
+ *  3. SO_PEEK_OFF belongs to the target's socket: it is set only to walk a queue of messages, and put back at once. The kernel passes
+ *     over a datagram without bytes that has been peeked at once (net/core/datagram.c, __skb_try_recv_from_queue): a second
+ *     capture does not see it any more.
  *  4. A stream is peeked in one call; the kernel stops where descriptors are attached, and the message is then flagged.
  *  5. Only options of levels that the socket knows are asked for: an answer costs some 0.2 us, and there are many.
  */

@@ -171,7 +171,7 @@ class Tcp:
             calls.append(call(nr("setsockopt"), result(0), *so.REUSE, bytes(4), 4, note="setsockopt SO_REUSEADDR 0"))
         return [*calls, *set_flags(result(0), 0, wanted.flags & os.O_NONBLOCK), same(0)]
 
-    def recreate_group(self, members: Sequence[OpenFile], kept: Mapping[int, Kept]) -> Made:
+    def recreate_group(self, members: Sequence[OpenFile], kept: Mapping[int, Kept], *, root: bool = False) -> Made:
         if "away" in members[0].state:
             return tcp_pair.made(members[0], members[1])
         calls, at = Calls(), dict[int, int]()

@@ -85,7 +85,7 @@ class Udp:
         """Without its queue: where a sender is gone, what came and went is left as it is."""
         return replace(file, state={key: value for key, value in file.state.items() if key not in ("queue", "away")})
 
-    def recreate_group(self, members: Sequence[OpenFile], kept: Mapping[int, Kept]) -> Made:
+    def recreate_group(self, members: Sequence[OpenFile], kept: Mapping[int, Kept], *, root: bool = False) -> Made:
         calls, at = Calls(), {identity: value(one.fd) for identity, one in kept.items()}
         gone = [member for member in members if member.id not in kept]
         for member in gone:

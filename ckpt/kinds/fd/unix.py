@@ -80,6 +80,9 @@ class Unix:
             "queue": [message.data.hex() for message in queue],
             "options": so.options_of(raw),
         }
+        creds = so.option_data(raw, so.SO_PEERCRED)
+        if len(creds) == 12 and creds[4:8] != b"\xff" * 4:
+            state["creds"] = list(struct.unpack("<II", creds[4:]))  # user and group of the other end, of a listener its own
         if any(so.address(message.sender) for message in queue):
             state["senders"] = [message.sender.hex() if so.address(message.sender) else "" for message in queue]
         if found.listening and (icons := diag.get(_DIAG_ICONS)):
@@ -174,8 +177,8 @@ class Unix:
     def quiet(self, file: OpenFile) -> OpenFile:
         return replace(file, state={key: value for key, value in file.state.items() if key not in ("pending", "waiting")})
 
-    def recreate_group(self, members: Sequence[OpenFile], kept: Mapping[int, Kept]) -> Made:
-        return unix_group.Group(members, kept).made()
+    def recreate_group(self, members: Sequence[OpenFile], kept: Mapping[int, Kept], *, root: bool = False) -> Made:
+        return unix_group.Group(members, kept, root=root).made()
 
 
 def _senders(file: OpenFile) -> list[str]:

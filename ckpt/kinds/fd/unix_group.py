@@ -8,7 +8,8 @@ ends of a connection, datagram sockets and those who sent to them.
 3. A name in the file system is bound anew: the file that the dead process left is taken away first (the plan has looked whether it is
    that one), and the new one gets its owner and permissions.
 4. What is queued is sent by the socket that sent it; a sender without a name may be any.
-5. A listener that stays is drained first: who waits there now would be accepted in place of those that are made.
+5. listen, connect and socketpair write down who does so (SO_PEERCRED): root is for a moment who did it then.
+6. A listener that stays is drained first: who waits there now would be accepted in place of those that are made.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from ckpt.kinds.base import Calls, CannotUndo, Moved, result, set_flags, value
 from ckpt.kinds.fd import sockets as so
@@ -26,6 +28,8 @@ from ckpt.model import OpenFile, RemoteArg, RemoteCall, State
 
 _SHUT = {1: socket.SHUT_RD, 2: socket.SHUT_WR, 3: socket.SHUT_RDWR}  #: sk_shutdown -> how
 _SHUT_BOTH = 3
+_PR_SET_DUMPABLE = 4
+_AS_IT_IS = 0xFFFF_FFFF  #: -1: this id stays
 _AT_FDCWD, _NO_FOLLOW = -100, 0x100
 _PLAIN_ROOM, _DEFAULT_BUFFER = 96 * 1024, 212992 // 2
 
@@ -48,8 +52,8 @@ def links(files: Sequence[OpenFile]) -> Iterable[tuple[int, int]]:
 class Group:
     """The members' calls in the making. `at`: OpenFile.id -> its descriptor."""
 
-    def __init__(self, members: Sequence[OpenFile], kept: Mapping[int, Kept]) -> None:
-        self.members, self.kept = members, kept
+    def __init__(self, members: Sequence[OpenFile], kept: Mapping[int, Kept], *, root: bool) -> None:
+        self.members, self.kept, self.root = members, kept, root
         self.gone = [member for member in members if member.id not in kept]
         self.calls = Calls()
         self.at = {identity: value(one.fd) for identity, one in kept.items()}
@@ -79,6 +83,19 @@ class Group:
         results = tuple(-1 if member.id in self.kept else self.at[member.id].value for member in self.members)
         return Made(tuple(self.calls.list), results, warnings=tuple(self.warnings))
 
+    @contextmanager
+    def _as(self, who: Sequence[int] | None) -> Iterator[None]:
+        """Calls as this user and group."""
+        other = self.root and who is not None and list(who) != [0, 0]
+        if other and who is not None:
+            for name, number in (("setresgid", who[1]), ("setresuid", who[0])):
+                self.calls.add(name, _AS_IT_IS, number, _AS_IT_IS, note=f"be {number} for a moment")
+        yield
+        if other:
+            for name in ("setresuid", "setresgid"):
+                self.calls.add(name, _AS_IT_IS, 0, _AS_IT_IS, note="be root again")
+            self.calls.add("prctl", _PR_SET_DUMPABLE, 1, 0, 0, 0, note="dumpable, which such a change takes away")
+
     # ---- one by one ----
 
     def _socket(self, state: State) -> RemoteArg:
@@ -103,7 +120,8 @@ class Group:
         if state["local"]:
             self._bind(fd, state)
         self.calls.extend(set_options(fd, {}, state["options"]))
-        self.calls.add("listen", fd, state["backlog"], note=f"listen, backlog {state['backlog']}")
+        with self._as(state.get("creds")):
+            self.calls.add("listen", fd, state["backlog"], note=f"listen, backlog {state['backlog']}")
 
     def _start(self, member: OpenFile) -> None:
         """The socket, in a pair if it is of one, with its name."""
@@ -140,7 +158,8 @@ class Group:
             ends = self._through_listener(one, other)
         else:
             ends = self.calls.two_lowest()
-            self.calls.add("socketpair", socket.AF_UNIX, one.state["type"], 0, bytes(8), note="socketpair")
+            with self._as(one.state.get("creds")):
+                self.calls.add("socketpair", socket.AF_UNIX, one.state["type"], 0, bytes(8), note="socketpair")
         self.at[one.id] = ends[0]
         if other is None:
             self.spare[one.id] = ends[1]
@@ -156,13 +175,15 @@ class Group:
         server = name if accepted else far
         client_name = far if accepted else name
         known = self.listeners.get(server)
-        listener = self.at[known.id] if known else self._for_a_moment(one.state, server)
+        served, dialled = (one, other) if accepted else (other, one)
+        listener = self.at[known.id] if known else self._for_a_moment(one.state, server, dialled.state.get("creds") if dialled else None)
         client = self._socket(one.state)
         if client_name:
             owner = other if accepted else one
             self._bind(client, owner.state if owner is not None else {"local": client_name})
         target = bytes.fromhex(server)
-        self.calls.add("connect", client, target, len(target), note=f"connect to {so.address(target)}")
+        with self._as(served.state.get("creds") if served else None):
+            self.calls.add("connect", client, target, len(target), note=f"connect to {so.address(target)}")
         taken = self.calls.add("accept4", listener, 0, 0, 0, note="accept it")
         if known is None:
             self.calls.add("close", listener, note="close that listener")
@@ -170,12 +191,13 @@ class Group:
                 self.calls.add("unlink", _path(target), note=f"remove {so.address(target)}")
         return (taken, client) if accepted else (client, taken)
 
-    def _for_a_moment(self, state: State, name: str) -> RemoteArg:
+    def _for_a_moment(self, state: State, name: str, who: Sequence[int] | None) -> RemoteArg:
         """A listener that the tree has no longer."""
         target = bytes.fromhex(name)
         fd = self.calls.add("socket", socket.AF_UNIX, state["type"], 0, note="a listener for a moment")
         self.calls.add("bind", fd, target, len(target), note=f"bind {so.address(target)}")
-        self.calls.add("listen", fd, 1, note="listen")
+        with self._as(who):
+            self.calls.add("listen", fd, 1, note="listen")
         return fd
 
     # ---- what is queued ----

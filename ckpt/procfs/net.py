@@ -1,0 +1,47 @@
+"""/proc/PID/net/{tcp,tcp6,udp,udp6,unix}: who has which name in a network namespace (Documentation/networking/proc_net_tcp.rst)."""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+
+LISTEN, TIME_WAIT = 10, 6  #: include/net/tcp_states.h
+_MAPPED = bytes(10) + b"\xff\xff"
+
+
+@dataclass(frozen=True, slots=True)
+class InetSocket:
+    """Addresses are 4 or 16 bytes; an IPv4 address in IPv6's form is one of 4."""
+
+    local: tuple[bytes, int]
+    remote: tuple[bytes, int]
+    state: int
+    ino: int  #: 0: nobody has it any more
+
+
+def parse_inet(text: bytes) -> list[InetSocket]:
+    found = []
+    for line in text.splitlines()[1:]:
+        words = line.split()
+        if len(words) > 9:
+            found.append(InetSocket(_end(words[1]), _end(words[2]), int(words[3], 16), int(words[9])))
+    return found
+
+
+def parse_unix(text: bytes) -> dict[str, list[int]]:
+    """Name ("@..." if abstract) -> inodes of the sockets that show it."""
+    found: dict[str, list[int]] = {}
+    for line in text.splitlines()[1:]:
+        fields = line.split(None, 7)
+        if len(fields) == 8:
+            found.setdefault(os.fsdecode(fields[7]), []).append(int(fields[6]))
+    return found
+
+
+def _end(text: bytes) -> tuple[bytes, int]:
+    """Each 32-bit word of the address is written as the machine reads it."""
+    address, port = text.split(b":")
+    words = [int(address[at : at + 8], 16) for at in range(0, len(address), 8)]
+    raw = struct.pack(f"<{len(words)}I", *words)
+    return raw[12:] if raw[:12] == _MAPPED else raw, int(port, 16)

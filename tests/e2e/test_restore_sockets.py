@@ -1,0 +1,188 @@
+"""Sockets of a program that is killed and restored: whom it can still talk to, what lay unread, who stands in the way."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.asked import Asked
+from tests.e2e.test_restore import revive
+from tests.harness import Ckpt, Victim, times
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: acts on other processes")
+
+
+@pytest.fixture
+def program() -> Iterator[Asked]:
+    with Asked() as asked:
+        yield asked
+
+
+def again(ckpt: Ckpt, program: Asked, *options: str) -> list[str]:
+    """Snapshot, kill, restore; the warnings about descriptors."""
+    generation = ckpt.snapshot(program.pid)["generation"]
+    program.kill()
+    said = revive(ckpt, program, generation, *options)
+    return [text for text in said["warnings"] if "fd " in text]
+
+
+def test_over_and_over(ckpt: Ckpt, tmp_path: Path) -> None:
+    """Each snapshot after a restore is incremental; and what is restored can be rolled back in place."""
+    with Victim.start("sockets", tmp_path / "sockets") as target:
+        ckpt.snapshot(target.pid)
+        for _ in range(times(2, 20)):
+            made = ckpt.exact(target.pid)
+            target.kill()
+            revive(ckpt, target, made["generation"])
+            target.verify()
+        last = ckpt.exact(target.pid)["generation"]
+        time.sleep(0.1)
+        done = ckpt.run("rollback", last, "--pid", target.pid, "--json")
+        assert done.code == 0, done.err
+        target.verify()
+
+
+def test_a_connection_to_the_outside_is_ended_or_refused(ckpt: Ckpt, program: Asked) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        program.tell(f"s = socket.create_connection({server.getsockname()}); s.sendall(b'x')")
+        served, _ = server.accept()
+        generation = ckpt.snapshot(program.pid)["generation"]
+        program.kill()
+        ckpt.run("restore", generation, "--tcp", "refuse", "--fd", "2=/dev/null").refused(
+            3, "fd ", f"127.0.0.1:{server.getsockname()[1]}", "--tcp refuse"
+        )
+        (warning,) = (text for text in revive(ckpt, program, generation)["warnings"] if "connection" in text)
+        assert "reads as ended" in warning
+        assert program.tell("s.recv(9)") == b""
+        served.close()
+
+
+def test_a_port_that_is_in_use_is_named_with_its_holder(ckpt: Ckpt, program: Asked) -> None:
+    program.tell("s = socket.create_server(('127.0.0.1', 0))")
+    port = program.tell("s.getsockname()[1]")
+    generation = ckpt.snapshot(program.pid)["generation"]
+    program.kill()
+    with socket.create_server(("127.0.0.1", port)):
+        done = ckpt.run("restore", generation, "--fd", "2=/dev/null")
+        done.refused(3, f"port {port} is in use by task {os.getpid()}", f"task {program.pid}", "fd ")
+    revive(ckpt, program, generation)
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        program.tell("c = s.accept()[0]; c.sendall(b'here')")
+        assert client.recv(9) == b"here"
+
+
+def test_a_listener_keeps_its_file_and_lets_strangers_in(ckpt: Ckpt, program: Asked, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    program.tell(f"s = socket.socket(socket.AF_UNIX); s.bind({str(path)!r}); s.listen(3)")
+    path.chmod(0o640)
+    os.chown(path, 1000, 1001)
+    with socket.socket(socket.AF_UNIX) as waiting:
+        waiting.connect(str(path))
+        warnings = again(ckpt, program)
+    assert [text for text in warnings if "1 connections from outside that waited" in text]
+    there = path.stat()
+    assert (stat.S_IMODE(there.st_mode), there.st_uid, there.st_gid) == (0o640, 1000, 1001)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        program.tell("c = s.accept()[0]; c.sendall(b'here')")
+        assert client.recv(9) == b"here"
+        assert struct.unpack("<3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0] == program.pid
+
+
+@pytest.mark.parametrize("what", ["another file", "a listener", "nothing", "no folder"])
+def test_who_stands_at_a_sockets_name(what: str, ckpt: Ckpt, program: Asked, tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "s"
+    path.parent.mkdir()
+    program.tell(f"s = socket.socket(socket.AF_UNIX); s.bind({str(path)!r}); s.listen(3)")
+    generation = ckpt.snapshot(program.pid)["generation"]
+    program.kill()
+    if what == "nothing":
+        path.unlink()
+        revive(ckpt, program, generation)
+        assert path.is_socket()
+        return
+    with socket.socket(socket.AF_UNIX) as other:
+        path.rename(tmp_path / "kept")
+        if what == "a listener":
+            other.bind(str(path))
+            other.listen()
+        elif what == "another file":
+            path.write_text("mine")
+        else:
+            path.parent.rmdir()
+        expected = {"another file": "is another file by now", "a listener": str(path), "no folder": "the folder of"}[what]
+        ckpt.run("restore", generation, "--fd", "2=/dev/null").refused(3, expected, str(path), "fd ")
+        assert path.exists() == (what != "no folder")
+
+
+def test_who_made_a_socket_is_still_known(ckpt: Ckpt, program: Asked, tmp_path: Path) -> None:
+    name = f"\\0{tmp_path}"
+    program.tell("os.setgid(1001); os.setuid(1000)")
+    program.tell(f"l = socket.socket(socket.AF_UNIX); l.bind({name.encode().decode('unicode_escape')!r}); l.listen(3)")
+    program.tell("c = socket.socket(socket.AF_UNIX); c.connect(l.getsockname()); a = l.accept()[0]; pair = socket.socketpair()")
+    probe = "[bytes(each.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)) for each in (l, c, a, *pair)]"
+    before = program.tell(probe)
+    assert before == [struct.pack("<3i", program.pid, 1000, 1001)] * 5
+    assert again(ckpt, program) == []
+    assert program.tell(probe) == before
+    assert program.tell("c.send(b'x') and a.recv(9)") == b"x"
+
+
+def test_datagrams_of_strangers_that_lay_unread(ckpt: Ckpt, program: Asked) -> None:
+    program.tell("u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.bind(('127.0.0.1', 0))")
+    port = program.tell("u.getsockname()[1]")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        for text in (b"one", b"", b"three"):
+            other.sendto(text, ("127.0.0.1", port))
+        name = other.getsockname()[1]
+        time.sleep(0.05)
+    assert again(ckpt, program) == []
+    got = program.tell("[u.recvfrom(9) for _ in range(3)]")
+    assert got == [(text, ("127.0.0.1", name)) for text in (b"one", b"", b"three")]
+
+
+def test_the_system_log_is_found_again(ckpt: Ckpt, program: Asked, tmp_path: Path) -> None:
+    path = str(tmp_path / "log")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.bind(path)
+        program.tell(f"s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect({path!r})")
+        assert again(ckpt, program) == []
+        program.tell("s.send(b'a line')")
+        assert log.recv(99) == b"a line"
+
+
+def test_a_conversation_with_a_stranger_is_over(ckpt: Ckpt, program: Asked, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s"))
+        server.listen()
+        program.tell(f"s = socket.socket(socket.AF_UNIX); s.connect({str(tmp_path / 's')!r})")
+        with server.accept()[0]:
+            warnings = again(ckpt, program)
+    assert [text for text in warnings if "outside the tree" in text and str(tmp_path) in text]
+    assert program.tell("s.recv(9)") == b""
+
+
+def test_descriptors_in_flight_are_refused_by_name(ckpt: Ckpt, program: Asked) -> None:
+    program.tell("pair = socket.socketpair(); socket.send_fds(pair[0], [b'x'], [0])")
+    ckpt.run("snapshot", program.pid).refused(3, f"task {program.pid}", "descriptors in flight", "fd ")
+
+
+def test_options_are_put_back(ckpt: Ckpt, program: Asked) -> None:
+    program.tell("s = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(s.getsockname()); a = s.accept()[0]")
+    program.tell("u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)")
+    values = ((1, 9, 1), (1, 7, 30000), (1, 8, 60000), (1, 36, 7), (6, 1, 1), (6, 4, 77), (6, 18, 12345), (0, 1, 16), (0, 2, 33))
+    program.tell(f"values = {values}; [c.setsockopt(*each) for each in values]; [u.setsockopt(*each) for each in values if each[0] != 6]")
+    program.tell("a.settimeout(17); c.setsockopt(1, 13, b'\\1\\0\\0\\0\\5\\0\\0\\0'); a.setsockopt(6, 13, b'reno')")
+    probe = "[[each.getsockopt(*value[:2]) for value in values if value[0] != 6 or each is not u] for each in (c, u)]"
+    more = "[bytes(a.getsockopt(6, 13, 16)), bytes(c.getsockopt(1, 13, 8)), a.gettimeout(), s.getsockname(), c.getsockname()]"
+    before = program.tell(probe), program.tell(more)
+    assert again(ckpt, program) == []
+    assert (program.tell(probe), program.tell(more)) == before
+    assert program.tell("c.send(b'x') and a.recv(9)") == b"x"
