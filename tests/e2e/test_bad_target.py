@@ -128,7 +128,7 @@ def test_another_users_process(ckpt: Ckpt, victim: Start, theirs: Path) -> None:
     assert len(done.stderr.strip().splitlines()) == 1
     target.verify()
     ckpt.snapshot(target.pid)
-    done = subprocess.run([*COMMAND, "log"], user=nobody, env=ckpt.environment, capture_output=True, text=True)
+    done = subprocess.run([*COMMAND, "log"], user=NOBODY, env=ckpt.environment, capture_output=True, text=True)
     assert (done.returncode, "not yours to read" in done.stderr) == (4, True), done.stderr + done.stdout
 
 
