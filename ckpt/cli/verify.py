@@ -1,4 +1,4 @@
-"""Restore a generation in scratch namespaces, compare everything before its first instruction, discard it."""
+"""Restore a generation in scratch namespaces, compare all of it, discard it."""
 
 from __future__ import annotations
 

@@ -84,8 +84,9 @@ def test_what_is_sealed_by_now_is_left_alone_or_refused() -> None:
 
 def test_memory_that_was_writable_is_protected_when_its_pages_stand() -> None:
     plan = plan_layout(task(), task(anon("ac", prot=1)), (), {})
-    (made,) = plan.batch.calls
+    made, touched, emptied = plan.batch.calls
     assert made.args[2].value == RW
+    assert [one.args[2].value for one in (touched, emptied)] == [b.MADV_POPULATE_WRITE, b.MADV_DONTNEED]
     (protected,) = plan.finish.calls
     assert (protected.nr, protected.args[2].value) == (b.NR_MPROTECT, 1)
     assert plan_layout(task(), task(anon(prot=1)), (), {}).batch.calls[0].args[2].value == 1
