@@ -85,6 +85,11 @@ int ckpt_tree_freeze(ckpt_tree *tree);
 int ckpt_tree_thaw(ckpt_tree *tree);
 /* To be called before the first freeze: from then on the death of the caller, or closing the handle while it is frozen, kills the tasks. */
 int ckpt_tree_doom(ckpt_tree *tree);
+/* A doomed tree runs while we stay its tracer: our death is its death until it is left (attend.c). All three by the thread that froze it. */
+int ckpt_tree_run(ckpt_tree *tree);
+/* Answers its stops until a signal comes to this thread (1) or nobody is left (0). */
+int ckpt_tree_attend(ckpt_tree *tree);
+int ckpt_tree_leave(ckpt_tree *tree);
 /* Fills up to cap entries, leaders first; returns how many there are. */
 int ckpt_tree_threads(const ckpt_tree *tree, struct ckpt_thread_id *threads, size_t cap);
 
@@ -317,6 +322,25 @@ int64_t ckpt_runs_subtract(const struct ckpt_run *runs, size_t count, const stru
 int ckpt_pages_scan(ckpt_tree *tree, const struct ckpt_track *track, int protect, ckpt_sink *sink);
 /* Guard pages in these ranges, of a process that may run (guards.c). How many, -ENOSPC when cap is too small, or a negative errno. */
 int64_t ckpt_guards(int32_t pid, const struct ckpt_range *ranges, size_t count, struct ckpt_range *ret_guards, size_t cap);
+/* ---- memory that is filled while its process runs (lazy.c) ---- */
+/* A userfaultfd of the (frozen) process for missing pages; ours alone, close it when done. */
+int ckpt_lazy_open(ckpt_tree *tree, int32_t pid, int32_t *ret_fd);
+int ckpt_lazy_register(int32_t fd, ckpt_addr_t start, ckpt_addr_t end);
+int ckpt_lazy_unregister(int32_t fd, ckpt_addr_t start, ckpt_addr_t end);
+/* Pages that stand there by then, those that were there already included; -EAGAIN: an event waits to be read first; -ENOENT: nothing
+ * registered is there any more; -ESRCH: the memory is gone. */
+int64_t ckpt_lazy_copy(int32_t fd, ckpt_addr_t at, const uint8_t *data, uint64_t pages);
+int64_t ckpt_lazy_zero(int32_t fd, ckpt_addr_t at, uint64_t pages);
+enum ckpt_lazy_kind { CKPT_LAZY_FAULT = 0, CKPT_LAZY_FORK = 1, CKPT_LAZY_MOVE = 2, CKPT_LAZY_REMOVE = 3, CKPT_LAZY_UNMAP = 4 };
+struct ckpt_lazy_event {
+    uint32_t kind;          /* enum ckpt_lazy_kind */
+    int32_t fd;             /* FORK: the child's userfaultfd */
+    ckpt_addr_t start, end; /* FAULT: the page; else the range */
+    ckpt_addr_t to;         /* MOVE: where the range is now */
+};
+/* The next event without waiting: 1 = *ret_event is set, 0 = none. Whoever caused it goes on at once. */
+int ckpt_lazy_event(int32_t fd, struct ckpt_lazy_event *ret_event);
+
 /* A signal to a process of the tree by pidfd (SIGSTOP before a rollback's first change, SIGCONT never by us). */
 int ckpt_tree_signal(ckpt_tree *tree, int32_t pid, int32_t signal);
 

@@ -20,6 +20,7 @@ def command(
     pid_namespace: Annotated[bool, typer.Option("--pid-namespace", help="With its old pids, in a pid namespace of its own.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="End the living incarnation first.")] = False,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay as its parent: pass terminal and exit status on.")] = False,
+    lazy: Annotated[bool, typer.Option("--lazy", help="Let it run at once; its pages are brought behind it.")] = False,
     stopped: Annotated[bool, typer.Option("--stopped", help="Leave it stopped; SIGCONT lets it go.")] = False,
     pid: PidOption = None,
     store: StoreOption = None,
@@ -33,18 +34,35 @@ def command(
     if new_pid and pid_namespace:
         raise UsageError("--new-pid and --pid-namespace exclude each other: give one")
     place = Place.NEW if new_pid else Place.APART if pid_namespace else Place.SAME
+    if lazy and (foreground or stopped):
+        raise UsageError("--lazy lets the program run and stays behind it: not with --foreground or --stopped")
     request = Request(
-        generation, store, pid, place, replace=replace, foreground=foreground, stopped=stopped, streams=_streams(fd or []), tcp=tcp
+        generation,
+        store,
+        pid,
+        place,
+        replace=replace,
+        foreground=foreground,
+        lazy=lazy,
+        stopped=stopped,
+        streams=_streams(fd or []),
+        tcp=tcp,
     )
-    result = restore(request)
-    if foreground:
-        from ckpt.ops.foreground import wait_for
+    if lazy:
+        from ckpt.ops.lazy import in_background
 
-        raise typer.Exit(wait_for(result.child))
-    if json:
-        output.print_json(result.json())
+        done = in_background(lambda tell: restore(request, running=lambda result: tell(result.json())))
     else:
-        describe(result.json())
+        result = restore(request)
+        if foreground:
+            from ckpt.ops.foreground import wait_for
+
+            raise typer.Exit(wait_for(result.child))
+        done = result.json()
+    if json:
+        output.print_json(done)
+    else:
+        describe(done)
 
 
 def _streams(words: list[str]) -> dict[int, str]:
@@ -61,11 +79,12 @@ def _streams(words: list[str]) -> dict[int, str]:
 
 def describe(done: dict[str, Any]) -> None:
     """What a person wants to know of a restore."""
+    later = done["pages_later"]
     output.heading(f"task {done['pid']}", f"({done['command']}) lives again, as of generation {done['generation']}")
     output.facts(
         [
             ("total", output.duration(int(done["total_ms"] * 1e6))),
-            ("pages", f"{output.pages(done['pages_written'])} written"),
+            ("pages", f"{output.pages(done['pages_written'])} written" + (f", {output.pages(later)} to come" if later else "")),
             ("threads", f"{done['threads']} in {done['tasks']} task{'s'[: done['tasks'] != 1]}"),
         ],
         indent=2,

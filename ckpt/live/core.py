@@ -184,6 +184,17 @@ class Tree:
         """Before the first freeze: from then on our death is theirs."""
         self.check(int(lib.ckpt_tree_doom(self.handle)), "doom")
 
+    def run(self) -> None:
+        """A doomed tree runs on, traced by us until `leave`."""
+        self.check(int(lib.ckpt_tree_run(self.handle)), "run")
+
+    def attend(self) -> bool:
+        """Answers its stops until a signal comes (True) or nobody is left (False)."""
+        return bool(self.check(int(lib.ckpt_tree_attend(self.handle)), "attend"))
+
+    def leave(self) -> None:
+        self.check(int(lib.ckpt_tree_leave(self.handle)), "leave")
+
     def freeze(self) -> None:
         self.check(int(lib.ckpt_tree_freeze(self.handle)), "freeze")
 

@@ -125,6 +125,15 @@ class Newborns:
         """They are what they should be: from here on they live on without us."""
         self._released = True
         self.tree.thaw()
+        self._go_on()
+
+    def run(self) -> None:
+        """They run, but die with us: something of theirs is still to be brought. `tree.leave` lets them go."""
+        self._released = True
+        self.tree.run()
+        self._go_on()
+
+    def _go_on(self) -> None:
         if self._keep >= 0:
             os.write(self._keep, b"g")
             os.close(self._keep)

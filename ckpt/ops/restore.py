@@ -26,6 +26,7 @@ from ckpt.live.surroundings import Surroundings
 from ckpt.model import PidRef, Plan, Snapshot
 from ckpt.ops import replace as replacing
 from ckpt.ops.baseline import Clock
+from ckpt.ops.lazy import LazyServer, later_parts
 from ckpt.ops.rebirth import Rebirth
 from ckpt.ops.restore_pages import Pages
 from ckpt.plan.family import Family
@@ -43,6 +44,7 @@ class Request:
     place: Place = Place.SAME  #: with the numbers that it had, with new ones, or in a pid namespace of its own
     replace: bool = False  #: kill the living incarnation first
     foreground: bool = False  #: ckpt stays as the parent: in our session, with our terminal (Result.child is to be waited for)
+    lazy: bool = False  #: let it run at once; this call returns when everything is there (ops/lazy.py)
     stopped: bool = False  #: leave it stopped (SIGCONT lets it go)
     streams: Mapping[int, str] = field(default_factory=dict)  #: descriptor of the root -> path
     tcp: str = "reset"  #: "reset" | "refuse": connections that have moved since
@@ -57,6 +59,7 @@ class Result:
     lineage: str
     total_ns: int
     pages_written: int
+    pages_later: int  #: brought when it runs already (lazy)
     calls: int
     threads: int
     tasks: int
@@ -72,6 +75,7 @@ class Result:
             "lineage": self.lineage,
             "total_ms": round(self.total_ns / 1e6, 3),
             "pages_written": self.pages_written,
+            "pages_later": self.pages_later,
             "calls": self.calls,
             "tasks": self.tasks,
             "threads": self.threads,
@@ -81,9 +85,11 @@ class Result:
         }
 
 
-def restore(request: Request, progress: Callable[[str], None] = lambda _text: None) -> Result:
-    """Brings a generation back as a new process. Raises RefusedError (3), PermissionDeniedError (4), DamagedError (5),
-    NotFoundError (6), CkptError (1)."""
+def restore(
+    request: Request, progress: Callable[[str], None] = lambda _text: None, running: Callable[[Result], None] = lambda _result: None
+) -> Result:
+    """Brings a generation back as a new process. `running` is told when it runs, which with `lazy` is long before the end.
+    Raises RefusedError (3), PermissionDeniedError (4), DamagedError (5), NotFoundError (6), CkptError (1)."""
     clock = Clock()
     with ExitStack() as stack:
         history = stack.enter_context(open_store(request.store, Mode.READ))
@@ -100,7 +106,7 @@ def restore(request: Request, progress: Callable[[str], None] = lambda _text: No
         stack.enter_context(runtime.target_lock(born.ref))
         clock.lap("born")
         run = _Run(request, history, generation, born, Rebirth(around.wanted, born, request.tcp, clock))
-        return run.run((*redirected.warnings, *around.warnings, *Family(wanted).warnings), progress)
+        return run.run((*redirected.warnings, *around.warnings, *Family(wanted).warnings), progress, running)
 
 
 def _newborns(request: Request, wanted: Snapshot, streams: Streams) -> Newborns:
@@ -118,16 +124,27 @@ class _Run:
         self.request, self.history, self.generation = request, history, generation
         self.born, self.rebirth, self.clock = born, rebirth, rebirth.clock
 
-    def run(self, warnings: tuple[str, ...], progress: Callable[[str], None]) -> Result:
+    def run(self, warnings: tuple[str, ...], progress: Callable[[str], None], running: Callable[[Result], None]) -> Result:
         now, again, made = self.rebirth.planned()
         self.clock.lap("planned")
         progress("restoring pages")
-        pages = Pages(self.born.tree, self.history.pages(self.generation.number), again.wanted)
+        source = self.history.pages(self.generation.number)
+        parts = later_parts(again.wanted) if self.request.lazy else []
+        pages = Pages(self.born.tree, source, again.wanted, {part.task.mm: part.runs() for part in parts})
         executor = self.rebirth.fill(made, now, again.wanted, pages, stopped=self.request.stopped)
         self._remember()
-        self.born.release()
+        server = LazyServer(self.born, self.history.path, self.generation.number, source, parts) if parts else None
+        if server is None:
+            self.born.release()
+        else:
+            self.born.run()
         self.clock.lap("released")
-        return self._result(made, again.wanted, pages, executor, (*warnings, *again.warnings, *made.warnings))
+        said = (*warnings, *again.warnings, *made.warnings)
+        result = self._result(made, again.wanted, pages, executor, said, server.pages_left if server else 0)
+        running(result)
+        if server is not None:
+            server.serve()
+        return result
 
     def _remember(self) -> None:
         """The next snapshot continues this history; nothing is known of the dirty state, so it reads everything."""
@@ -135,7 +152,7 @@ class _Run:
         record = runtime.Record(incarnation, self.generation.lineage, self.history.store.uuid, self.generation.number)
         runtime.save(self.born.ref, record)
 
-    def _result(self, made: Plan, wanted: Snapshot, pages: Pages, executor: Executor, warnings: tuple[str, ...]) -> Result:
+    def _result(self, made: Plan, wanted: Snapshot, pages: Pages, executor: Executor, warnings: tuple[str, ...], later: int) -> Result:
         return Result(
             self.generation.number,
             self.born.ref.pid,
@@ -144,6 +161,7 @@ class _Run:
             self.generation.lineage,
             time.monotonic_ns() - self.clock.start,
             pages.written,
+            later,
             executor.calls,
             sum(len(task.threads) for task in wanted.tasks),
             len(wanted.tasks),

@@ -6,7 +6,7 @@ and no more than a few pieces are held at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from queue import Queue
 from threading import Thread
 
@@ -22,8 +22,9 @@ ZEROS = 256  #: pages of zeros written at once
 class Pages:
     """`progress`: (pages done, pages in all)."""
 
-    def __init__(self, tree: core.Tree, source: GenerationPages, wanted: Snapshot) -> None:
-        self.tree, self.source, self.wanted = tree, source, wanted
+    def __init__(self, tree: core.Tree, source: GenerationPages, wanted: Snapshot, later: Mapping[int, bytes] | None = None) -> None:
+        """`later`: space -> struct ckpt_run[] of pages that are brought when the program runs."""
+        self.tree, self.source, self.wanted, self.later = tree, source, wanted, later or {}
         self.written = 0
 
     def put(self) -> None:
@@ -35,7 +36,8 @@ class Pages:
 
     def _put(self, task: Task) -> None:
         work = act.PageRule(self.source.raw_runs(task.mm), None, private_ranges(task.mappings)).work(b"")
-        for runs, data in self._ahead(task.mm, work.write):
+        now = act.runs_subtract(work.write, self.later[task.mm]) if task.mm in self.later else work.write
+        for runs, data in self._ahead(task.mm, now):
             act.pages_write(self.tree, task.pid, runs, data)
             self.written += len(data) >> 12
         for page, end in as_spans(work.zero):

@@ -88,6 +88,8 @@ struct ckpt_tree {
     uint64_t frozen_at; /* CLOCK_MONOTONIC ns of the first interrupt */
     uint32_t freeze_retries; /* waits of 10 ms for a thread that cannot be stopped yet (a vfork parent) */
     uint64_t thawed_at; /* the last detach */
+    pid_t *attended;    /* threads that run with us as their tracer (attend.c) */
+    size_t attended_count, attended_cap;
     struct pace pace;   /* the caller's scheduling, put back at thaw */
     char *text;              /* one buffer for reading /proc, TEXT_BYTES, touched ahead, reused */
     struct scan_memory *scan; /* kept between scans (runs.c); NULL until something is scanned */
@@ -124,6 +126,8 @@ int thread_stop(ckpt_tree *tree, struct thread *thread);
 /* Reads one status: 1 = at its EVENT_STOP and decided, 0 = not yet, -ESRCH = gone. With wait, and while the
  * tree's clock ticks, it blocks until a status or a tick comes; else it takes what is there. */
 int thread_poll(ckpt_tree *tree, struct thread *thread, bool wait);
+/* At an EVENT_STOP that was waited for: reads, decides, writes. 1 = STOPPED, 0 = a SIGKILL is on the way, or a fault. */
+int thread_at_stop(ckpt_tree *tree, struct thread *thread, int signal);
 int thread_detach(ckpt_tree *tree, struct thread *thread);
 /* Waits for the next ptrace stop of one thread; *ret_status as waitpid's. -ESRCH when it is gone. */
 int thread_wait(ckpt_tree *tree, struct thread *thread, int *ret_status);

@@ -80,8 +80,9 @@ int thread_interrupt(ckpt_tree *tree, struct thread *thread) {
 /* Only a positive result can need it: a short count with a handler pending is genuine. */
 static int deliverable(ckpt_tree *tree, const struct thread *thread) {
     char name[NAME_ROOM];
+    const struct task *task = tree_task(tree, thread->pid);
     proc_name(name, "task/", (uint64_t)thread->tid, "/status");
-    ssize_t bytes = proc_read(tree_task(tree, thread->pid)->dir, name, tree->text, TEXT_BYTES);
+    ssize_t bytes = task ? proc_read(task->dir, name, tree->text, TEXT_BYTES) : -ESRCH;
     if (bytes < 0)
         return 0;
     uint64_t pending = proc_field(tree->text, (size_t)bytes, "SigPnd", 16, 0) | proc_field(tree->text, (size_t)bytes, "ShdPnd", 16, 0);
@@ -106,7 +107,7 @@ static int decide(ckpt_tree *tree, struct thread *thread) {
 static bool is_group_stop(int signal) { return signal == SIGSTOP || signal == SIGTSTP || signal == SIGTTIN || signal == SIGTTOU; }
 
 /* At EVENT_STOP. -ESRCH here means a SIGKILL on the way: the exit is still to be waited for, so "not yet". */
-static int stopped(ckpt_tree *tree, struct thread *thread, int signal) {
+int thread_at_stop(ckpt_tree *tree, struct thread *thread, int signal) {
     thread->group_stopped = is_group_stop(signal);
     long error = sys_ptrace(PTRACE_GETREGS, thread->tid, 0, (uintptr_t)&thread->regs);
     if (!error)
@@ -137,7 +138,7 @@ int thread_poll(ckpt_tree *tree, struct thread *thread, bool wait) {
         return gone(thread);
     int event = status >> 16, signal = WSTOPSIG(status);
     if (event == PTRACE_EVENT_STOP)
-        return stopped(tree, thread, signal);
+        return thread_at_stop(tree, thread, signal);
     int pass = event || signal == (SIGTRAP | 0x80) ? 0 : signal;
     long error = sys_ptrace(PTRACE_CONT, thread->tid, 0, (uintptr_t)pass);
     if (error && error != -ESRCH)

@@ -229,6 +229,7 @@ void ckpt_tree_close(ckpt_tree *tree) {
         task_close(&tree->tasks[i]);
     free(tree->tasks);
     free(tree->threads);
+    free(tree->attended);
     if (tree->text)
         munmap(tree->text, TEXT_BYTES);
     scan_memory_free(tree->scan);

@@ -1,0 +1,229 @@
+"""A restore whose program runs at once, while its pages are brought behind it (--lazy).
+
+    front: forks the server, waits for its word, prints, ends
+    server: restore as ever, but of the large anonymous mappings only what the threads stand on -> userfaultfd on the rest
+            -> the program runs, traced -> faults are answered, the rest is brought ahead -> everything there -> let go
+
+The server is the program's tracer until the end, and its death is the program's (EXITKILL): so the program is whole or ended,
+never wrong. While it lasts, other ckpt are told that it is traced.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckpt import errors
+from ckpt.errors import CkptError
+from ckpt.history.open import Mode, open_store
+from ckpt.history.pages import GenerationPages
+from ckpt.live.guardian import Guardian
+from ckpt.live.lazy import Fetch, Filler, Memory, open_memory
+from ckpt.live.newborn import Newborns
+from ckpt.model import PAGE, Content, Snapshot, Task
+from ckpt.plan.batch import MAP_GROWSDOWN, MAP_PRIVATE
+from ckpt.plan.pages import RUN, as_runs
+from ckpt.plan.segments import Segment, Segments
+
+LARGE = 256 << 10  #: mappings below are brought at once
+BELOW_STACK, ABOVE_STACK = 2, 8  #: pages around a stack pointer that a thread is about to touch
+_WAKE_S = 0.05
+_KERNEL_WRITES = (("rseq", "pointer"), ("tid_address", "address"), ("robust_list", "head"))
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """One memory's part that is brought later: ranges of addresses, and what of them the generation holds."""
+
+    task: Task
+    ranges: tuple[tuple[int, int], ...]
+
+    def runs(self) -> bytes:
+        return as_runs((start // PAGE, end // PAGE) for start, end in self.ranges)
+
+    def segments(self, held: bytes) -> Segments:
+        found = []
+        for page, count, content in RUN.iter_unpack(held):
+            if content != Content.DATA:
+                continue
+            start, end = page * PAGE, (page + count) * PAGE
+            for low, high in self.ranges:
+                if start < high and low < end:
+                    found.append(Segment(max(start, low), min(end, high), max(start, low)))
+        return Segments(found)
+
+
+def later_parts(wanted: Snapshot) -> list[Later]:
+    """What can wait: large private anonymous mappings, less what the threads and the kernel touch first."""
+    parts, seen = [], set[int]()
+    for task in wanted.tasks:
+        if task.mm in seen:
+            continue
+        seen.add(task.mm)
+        now = sorted(_touched(one for one in wanted.tasks if one.mm == task.mm))
+        ranges: list[tuple[int, int]] = []
+        for mapping in task.mappings:
+            advice = set(mapping.advice or ())
+            anonymous = mapping.backing.kind == "anonymous" and mapping.flags & MAP_PRIVATE and not mapping.flags & MAP_GROWSDOWN
+            if anonymous and mapping.prot and mapping.end - mapping.start >= LARGE and not advice & {"lo", "lf", "dp", "sl"}:
+                ranges += _without(mapping.start, mapping.end, now)
+        parts.append(Later(task, tuple(ranges)))
+    return parts
+
+
+def _touched(tasks: Iterable[Task]) -> set[int]:
+    """Page numbers: around stack pointers, thread pointers, and what the kernel writes by itself."""
+    pages: set[int] = set()
+    for task in tasks:
+        for thread in task.threads:
+            words = [int.from_bytes(thread.regs[at : at + 8], "little") for at in (19 * 8, 21 * 8)]  # rsp, fs_base
+            pages.update(range(words[0] // PAGE - BELOW_STACK, words[0] // PAGE + ABOVE_STACK))
+            told = (thread.attributes.get(kind, {}).get(key, 0) for kind, key in _KERNEL_WRITES)
+            for address in (words[1], *map(int, told)):
+                pages.update(range(address // PAGE - 1, address // PAGE + 2))
+    return pages
+
+
+def _without(start: int, end: int, pages: Sequence[int]) -> list[tuple[int, int]]:
+    """The range less single pages, which are sorted."""
+    out, at = [], start
+    for page in pages:
+        address = page * PAGE
+        if at <= address < end:
+            if address > at:
+                out.append((at, address))
+            at = address + PAGE
+    if at < end:
+        out.append((at, end))
+    return out
+
+
+class LazyServer:
+    """Made while the newborns are frozen and whole but for these parts; `serve` returns when they have everything."""
+
+    def __init__(self, born: Newborns, store: Path, generation: int, source: GenerationPages, parts: Sequence[Later]) -> None:
+        self.born, self.store, self.generation = born, store, generation
+        memories: list[Memory] = []
+        for part in parts:
+            segments = part.segments(source.raw_runs(part.task.mm))
+            if part.ranges:
+                memories.append(open_memory(born.tree, part.task.pid, part.task.mm, part.ranges, segments))
+        self._left = threading.Event()
+        self.guardian = Guardian()
+        self.filler = Filler(memories, self.guardian.hold)
+
+    @property
+    def pages_left(self) -> int:
+        return sum(memory.segments.bytes_left() for memory in self.filler.memories) // PAGE
+
+    def serve(self) -> None:
+        """By the thread that froze the tree. Raises CkptError when the store fails: then the program is ended by our end."""
+        signal.signal(signal.SIGUSR2, lambda _number, _frame: None)
+        main = threading.main_thread().ident
+        assert main is not None
+        threads = [threading.Thread(target=self._run, args=(work,), daemon=True) for work in (self.filler.answer, self.filler.bring_all)]
+        threads.append(threading.Thread(target=self._wake, args=(main,), daemon=True))
+        for thread in threads:
+            thread.start()
+        while self.born.tree.attend() and not self.filler.done.is_set():
+            pass
+        self.filler.done.set()
+        self._left.set()
+        for thread in threads:
+            thread.join()
+        if self.filler.failed is not None:
+            raise CkptError(f"task {self.born.ref.pid}: cannot be filled, and is ended: {self.filler.failed}")
+        self.guardian.release()
+        self.filler.close()
+        self.born.tree.leave()
+
+    def _run(self, work: Callable[[Fetch], None]) -> None:
+        """With a store of its own: connections are not shared between threads."""
+        try:
+            with open_store(self.store, Mode.READ) as history:
+                work(_fetcher(history.pages(self.generation)))
+        except BaseException as error:
+            self.filler.failed = error
+            self.filler.done.set()
+
+    def _wake(self, main: int) -> None:
+        """The main thread waits in the kernel for stops of the program: a signal tells it that everything is there."""
+        self.filler.done.wait()
+        while not self._left.wait(_WAKE_S) and threading.main_thread().is_alive():
+            signal.pthread_kill(main, signal.SIGUSR2)
+
+
+def _fetcher(source: GenerationPages) -> Fetch:
+    def fetch(space: int, page: int, count: int) -> bytes:
+        return b"".join(source.read_runs(space, as_runs([(page, page + count)])))
+
+    return fetch
+
+
+# ---- front and server ----
+
+Work = Callable[[Callable[[Mapping[str, Any]], None]], object]
+
+
+def in_background(work: Work) -> dict[str, Any]:
+    """Forks a server that does `work`, which calls what it is given with the answer as soon as there is one; returns that, or
+    raises what ended the server before."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        _be_server(work, writing)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as told:
+        answer = told.read()
+    if not answer:
+        _pid, status = os.waitpid(child, 0)
+        raise CkptError(f"the server ended before its word (status {status}): try again")
+    said = json.loads(answer)
+    if "failed" in said:
+        raise _again(said["failed"], said["message"])
+    return dict(said)
+
+
+def _be_server(work: Work, writing: int) -> None:
+    """Never returns."""
+    said = False
+
+    def tell(answer: Mapping[str, Any]) -> None:
+        nonlocal said
+        said = True
+        _detach()
+        os.write(writing, json.dumps(answer).encode())
+        os.close(writing)
+
+    status = 0
+    try:
+        os.setsid()
+        work(tell)
+    except BaseException as error:
+        status = 1
+        if not said:
+            failed = type(error).__name__ if isinstance(error, CkptError) else "CkptError"
+            os.write(writing, json.dumps({"failed": failed, "message": str(error)}).encode())
+    finally:
+        os._exit(status)
+
+
+def _detach() -> None:
+    """Nobody waits for our streams any more."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(null, stream)
+    os.close(null)
+
+
+def _again(name: str, message: str) -> CkptError:
+    kind = getattr(errors, name, CkptError)
+    made: CkptError = kind(message)
+    return made
