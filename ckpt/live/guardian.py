@@ -11,19 +11,20 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 _DONE, _LINGER_S = b"done", 5.0
 
 
 class Guardian:
-    """Made before the server has threads. It inherits what is open by then; later ones are sent."""
+    """Made before the server has threads. It has `held` and nothing else of what is open by then; later ones are sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: Sequence[int]) -> None:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.pid = os.fork()
         if self.pid == 0:
-            self._ours.close()
+            _close_all_but((*held, theirs.fileno()))
             _guard(theirs)
         theirs.close()
 
@@ -38,6 +39,15 @@ class Guardian:
         self._ours.close()
         with suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
+
+
+def _close_all_but(kept: Sequence[int]) -> None:
+    """Whoever waits for the end of a stream of ours must not wait for the guardian."""
+    start = 0
+    for number in sorted(kept):
+        os.closerange(start, number)
+        start = number + 1
+    os.closerange(start, os.sysconf("SC_OPEN_MAX"))
 
 
 def _guard(server: socket.socket) -> None:

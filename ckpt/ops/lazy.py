@@ -115,7 +115,7 @@ class LazyServer:
             if part.ranges:
                 memories.append(open_memory(born.tree, part.task.pid, part.task.mm, part.ranges, segments))
         self._left = threading.Event()
-        self.guardian = Guardian()
+        self.guardian = Guardian([memory.fd for memory in memories])
         self.filler = Filler(memories, self.guardian.hold)
 
     @property
