@@ -1,26 +1,21 @@
-"""fsck: a check for each invariant of FORMAT.md, and the repair that drops what cannot be saved and says so."""
+"""fsck: a check for each invariant of FORMAT.md. What the frames and the index show stands in fsck_frames.py, the repair in repair.py."""
 
 from __future__ import annotations
 
-import heapq
 import sqlite3
-import sys
-from array import array
 from collections.abc import Iterator
 from itertools import zip_longest
 
-from store import index, packs, upkeep
-from store._pages import ffi, lib
-from store.database import APPLICATION_ID, FORMAT, PAGE_SIZE, transaction
+from store import packs
+from store.database import APPLICATION_ID, FORMAT, PAGE_SIZE
+from store.fsck_frames import Contents, check_index, read_frames
 from store.layouts import ABSENT, RUN, Layout
-from store.manifests import change_rows, changes, insert_changes, load_layouts
-from store.reading import rescue_reader
+from store.manifests import change_rows, changes, load_layouts
 from store.records import Problem, Progress, StoreError
 
-__all__ = ["check", "repair"]
+__all__ = ["OWNED", "check"]
 
-_OWNED = ("snapshots", "phases", "tags", "processes", "threads", "mappings", "descriptors", "spaces", "page_runs")
-_Contents = dict[int, int]  # by block: a bit for each slot that some pack holds
+OWNED = ("snapshots", "phases", "tags", "processes", "threads", "mappings", "descriptors", "spaces", "page_runs")
 _KEPT = 4
 
 
@@ -39,13 +34,13 @@ def _check(connection: sqlite3.Connection, key: bytes, full: bool, progress: Pro
     yield from _sqlite(connection, full)
     yield from _identity(connection)
     yield from _generations(connection)
-    there: _Contents = {}
+    there: Contents = {}
     yield from _packs(connection, there)
     layouts = _Layouts(connection)
     yield from _manifests(connection, layouts, there)
-    prints, bad = _read_frames(connection, key, progress) if full else ({}, {})
+    prints, bad = read_frames(connection, key, progress) if full else ({}, {})
     yield from _damage(layouts, bad)
-    yield from _index(connection, there, prints)
+    yield from check_index(connection, there, prints)
 
 
 def _sqlite(connection: sqlite3.Connection, full: bool) -> Iterator[Problem]:
@@ -73,7 +68,7 @@ def _generations(connection: sqlite3.Connection) -> Iterator[Problem]:
     last = connection.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'generations'").fetchone()[0]
     for (number,) in connection.execute("SELECT generation FROM generations WHERE generation > ?", (last,)):
         yield Problem(2, f"generation {number} is beyond the counter, so its number could be used again", number)
-    for table in _OWNED:
+    for table in OWNED:
         for (number,) in connection.execute(
             f"SELECT DISTINCT generation FROM {table} WHERE generation NOT IN (SELECT generation FROM generations)"
         ):
@@ -104,7 +99,7 @@ class _Layouts:
         return self._kept[number]
 
 
-def _packs(connection: sqlite3.Connection, there: _Contents) -> Iterator[Problem]:
+def _packs(connection: sqlite3.Connection, there: Contents) -> Iterator[Problem]:
     """Checks the packs' rows, and fills in which contents they hold."""
     rows = connection.execute(
         "SELECT pack, frames, contents, lengths, bytes, length(data) FROM packs LEFT JOIN pack_data USING (pack) "
@@ -133,7 +128,7 @@ def _packs(connection: sqlite3.Connection, there: _Contents) -> Iterator[Problem
         yield Problem(11, f"pack_blocks names pack {number}, which is not there")
 
 
-def _manifests(connection: sqlite3.Connection, layouts: _Layouts, there: _Contents) -> Iterator[Problem]:
+def _manifests(connection: sqlite3.Connection, layouts: _Layouts, there: Contents) -> Iterator[Problem]:
     for (manifest,) in connection.execute(
         "SELECT manifest FROM manifests m WHERE (manifest NOT IN (SELECT manifest FROM spaces) "
         "AND manifest NOT IN (SELECT base FROM manifests WHERE base IS NOT NULL)) "
@@ -165,7 +160,7 @@ def _counts(connection: sqlite3.Connection, number: int, spaces: dict[int, Layou
             yield Problem(5, f"generation {number}, space {space}: page counts are not what its manifest says", number)
 
 
-def _missing_frames(number: int, spaces: dict[int, Layout], there: _Contents) -> Iterator[Problem]:
+def _missing_frames(number: int, spaces: dict[int, Layout], there: Contents) -> Iterator[Problem]:
     """The first page of each space whose content no pack has."""
     for space, layout in spaces.items():
         for page, content, count in layout.extents():
@@ -189,48 +184,6 @@ def _page_runs(connection: sqlite3.Connection, layouts: _Layouts, number: int, s
         yield Problem(9, f"page_runs of generation {number} are not what it changed against its parent", number)
 
 
-def _read_frames(
-    connection: sqlite3.Connection, key: bytes, progress: Progress | None
-) -> tuple[dict[int, array[int]], dict[int, set[int]]]:
-    """By block: 4 bytes of the hash of every content (so millions of them fit; 0 where it is bad), and the slots that are bad."""
-    prints: dict[int, array[int]] = {}
-    bad: dict[int, set[int]] = {}
-    numbers = [row[0] for row in connection.execute("SELECT pack FROM packs ORDER BY pack")]
-    for done, number in enumerate(numbers):
-        pack, hashes = _hashes(connection, key, number)
-        at = 0
-        if hashes is None:
-            continue
-        for block, slot, count in packs.CONTENTS.iter_unpack(pack.contents):
-            its = prints.setdefault(block, array("I"))
-            its.extend([0] * (slot + count - len(its)))
-            for frame in range(count):
-                start = (at + frame) * index.ENTRY_BYTES
-                if hashes[start + 16 : start + 24] == bytes(8):
-                    bad.setdefault(block, set()).add(slot + frame)
-                else:
-                    its[slot + frame] = int.from_bytes(hashes[start : start + 4], sys.byteorder)
-            at += count
-        if progress:
-            progress("frames", done + 1, len(numbers))
-    return prints, bad
-
-
-def _hashes(connection: sqlite3.Connection, key: bytes, number: int) -> tuple[packs.Pack, memoryview | None]:
-    """The pack, and a struct st_entry for each of its frames, id 0 where it is damaged; None where nothing can be said."""
-    try:
-        pack = packs.load(connection, number, data=True) or packs.Pack(number, 0, b"", b"")
-    except sqlite3.DatabaseError:
-        pack = packs.load(connection, number) or packs.Pack(number, 0, b"", b"")
-    reader = rescue_reader(key, pack)
-    if reader is None:
-        return pack, None
-    entries = ffi.new("struct st_entry[]", max(pack.frames, 1))
-    if pack.data:
-        lib.st_check_frames(reader, ffi.from_buffer("uint8_t[]", pack.data), len(pack.data), entries)
-    return pack, memoryview(ffi.buffer(entries))
-
-
 def _damage(layouts: _Layouts, bad: dict[int, set[int]]) -> Iterator[Problem]:
     """Each damaged generation with the first of its pages; then which ones are whole."""
     if not bad:
@@ -251,136 +204,3 @@ def _bad_pages(layout: Layout, bad: dict[int, set[int]]) -> Iterator[int]:
         for slot in bad.get(content >> 16, ()):
             if content not in (0, ABSENT) and 0 <= slot - (content & 0xFFFF) < count:
                 yield page + slot - (content & 0xFFFF)
-
-
-def _index(connection: sqlite3.Connection, there: _Contents, prints: dict[int, array[int]]) -> Iterator[Problem]:
-    segments = connection.execute("SELECT segment, entries, bits FROM index_segments").fetchall()
-    wrong: dict[int, int] = {}
-    found: dict[int, int] = {}
-    last = b""
-    for hash_, segment in heapq.merge(*(_entries(connection, segment, bits, there, prints, wrong) for segment, _, bits in segments)):
-        found[segment] = found.get(segment, 0) + 1
-        wrong[segment] = wrong.get(segment, 0) + (hash_ == last)
-        last = hash_
-    for segment, entries, _ in segments:
-        if wrong.get(segment) or found.get(segment, 0) != entries:
-            yield Problem(7, f"index segment {segment}: {wrong.get(segment, 0)} wrong entries, {found.get(segment, 0)} of {entries} there")
-
-
-def _entries(
-    connection: sqlite3.Connection, segment: int, bits: int, there: _Contents, prints: dict[int, array[int]], wrong: dict[int, int]
-) -> Iterator[tuple[bytes, int]]:
-    """The segment's hashes; counts in `wrong` what stands at the wrong place or names a content that is not there or another."""
-    last = b""
-    for bucket, data in connection.execute("SELECT bucket, entries FROM index_buckets WHERE segment = ? ORDER BY bucket", (segment,)):
-        for at in range(0, len(data) - index.ENTRY_BYTES + 1, index.ENTRY_BYTES):
-            hash_, content = data[at : at + 16], int.from_bytes(data[at + 16 : at + 24], "little")
-            block, slot = content >> 16, content & 0xFFFF
-            placed = hash_ > last and (int.from_bytes(hash_[:8], "big") >> (64 - bits) if bits else 0) == bucket
-            its = prints.get(block)
-            agrees = its is None or slot >= len(its) or not its[slot] or its[slot] == int.from_bytes(hash_[:4], sys.byteorder)
-            if not (placed and there.get(block, 0) >> slot & 1 and agrees):
-                wrong[segment] = wrong.get(segment, 0) + 1
-            last = hash_
-            yield hash_, segment
-
-
-def repair(connection: sqlite3.Connection, key: bytes, full: bool, progress: Progress | None) -> list[Problem]:
-    """Drops generations that cannot be had whole (tagged or not), and builds again what is derived. Every loss is reported."""
-    problems = check(connection, key, full, progress)
-    if not problems:
-        return []
-    lost = sorted({problem.generation for problem in problems if problem.generation is not None and problem.invariant in (4, 5, 6, 10)})
-    with transaction(connection):
-        _drop(connection, lost)
-        _rebuild(connection, key)
-    left = check(connection, key, full, progress)
-    still = {(problem.invariant, problem.message) for problem in left}
-    report = [Problem(p.invariant, p.message, p.generation, (p.invariant, p.message) not in still) for p in problems]
-    report += [Problem(10, f"generation {number} was dropped: it could not be saved", number, True) for number in lost]
-    return report + [
-        problem for problem in left if (problem.invariant, problem.message) not in {(p.invariant, p.message) for p in problems}
-    ]
-
-
-def _drop(connection: sqlite3.Connection, lost: list[int]) -> None:
-    for number in lost:
-        parent = connection.execute("SELECT parent FROM generations WHERE generation = ?", (number,)).fetchone()
-        connection.execute("UPDATE generations SET parent = ? WHERE parent = ?", (parent[0] if parent else None, number))
-        connection.execute("DELETE FROM tags WHERE generation = ?", (number,))
-        for table in upkeep.OF_GENERATION:
-            connection.execute(f"DELETE FROM {table} WHERE generation = ?", (number,))
-
-
-def _rebuild(connection: sqlite3.Connection, key: bytes) -> None:
-    """What is derived, from what is not: packs' damaged frames go, then the index and page_runs are written anew."""
-    generations = "SELECT generation FROM generations"
-    connection.execute(f"UPDATE generations SET parent = NULL WHERE parent >= generation OR parent NOT IN ({generations})")
-    for table in _OWNED:
-        connection.execute(f"DELETE FROM {table} WHERE generation NOT IN ({generations})")
-    connection.execute("INSERT OR IGNORE INTO snapshots SELECT generation, x'' FROM generations")
-    connection.execute("INSERT OR IGNORE INTO lineages SELECT lineage, command, created_ns, 0, 0, 0 FROM generations")
-    connection.execute("DELETE FROM lineages WHERE lineage NOT IN (SELECT lineage FROM generations)")
-    upkeep.drop_unused_manifests(connection)
-    connection.execute("DELETE FROM pack_data WHERE pack NOT IN (SELECT pack FROM packs)")
-    connection.execute("DELETE FROM packs WHERE pack NOT IN (SELECT pack FROM pack_data)")
-    _rebuild_packs(connection, key)
-    _rebuild_index(connection, key)
-    for number, parent in connection.execute("SELECT generation, parent FROM generations").fetchall():
-        old = load_layouts(connection, parent) if parent is not None else {}
-        connection.execute("DELETE FROM page_runs WHERE generation = ?", (number,))
-        insert_changes(connection, number, changes(old, load_layouts(connection, number)))
-
-
-def _rebuild_packs(connection: sqlite3.Connection, key: bytes) -> None:
-    """Packs whose row is not right go; those with damaged frames are written again without them; pack_blocks is what the others say."""
-    hurt: list[int] = []
-    bad: list[int] = []
-    for (number,) in connection.execute("SELECT pack FROM packs ORDER BY pack").fetchall():
-        pack, hashes = _hashes(connection, key, number)
-        if hashes is None:
-            packs.delete(connection, [number])
-            continue
-        slots = [block << 16 | slot + k for block, slot, count in packs.CONTENTS.iter_unpack(pack.contents) for k in range(count)]
-        broken = [slots[frame] for frame in range(pack.frames) if hashes[frame * 24 + 16 : frame * 24 + 24] == bytes(8)]
-        bad += broken
-        size = connection.execute("SELECT bytes FROM packs WHERE pack = ?", (number,)).fetchone()[0]
-        if broken or size != len(pack.data):
-            hurt.append(number)
-    connection.execute("DELETE FROM pack_blocks")
-    connection.executemany(
-        "INSERT OR IGNORE INTO pack_blocks VALUES (?, ?)",
-        [
-            (block, number)
-            for number, contents in connection.execute("SELECT pack, contents FROM packs")
-            for block in packs.blocks_of(contents)
-        ],
-    )
-    live = upkeep.live_contents(connection, None)
-    for content in bad:
-        live.forget(content)
-    for number in hurt:
-        upkeep.repack(connection, [number], live)
-
-
-def _rebuild_index(connection: sqlite3.Connection, key: bytes) -> None:
-    """From the frames; 24 bytes of memory for each content."""
-    data = bytearray()
-    for (number,) in connection.execute("SELECT pack FROM packs ORDER BY pack DESC").fetchall():
-        pack, hashes = _hashes(connection, key, number)
-        if hashes is not None:
-            data += hashes[: pack.frames * index.ENTRY_BYTES]
-    count = len(data) // index.ENTRY_BYTES
-    kept, last = 0, b""
-    if count:
-        lib.st_entries_sort(ffi.from_buffer("struct st_entry[]", data), count)
-    for at in range(0, count * index.ENTRY_BYTES, index.ENTRY_BYTES):
-        entry = data[at : at + index.ENTRY_BYTES]
-        if entry[:16] != last and entry[16:] != bytes(8):
-            data[kept : kept + index.ENTRY_BYTES] = entry
-            kept += index.ENTRY_BYTES
-            last = bytes(entry[:16])
-    connection.execute("DELETE FROM index_buckets")
-    connection.execute("DELETE FROM index_segments")
-    if kept:
-        index.write_segment(connection, ffi.from_buffer("struct st_entry[]", data), kept // index.ENTRY_BYTES)

@@ -15,6 +15,7 @@ from store.layouts import Layout
 from store.manifests import load_layout
 from store.reading import DamagedPageError, PageReader, Places
 from store.records import GcResult, Generation, Problem, Progress, StoreError
+from store.repair import rebuild
 from store.writer import Writer
 
 __all__ = ["Store"]
@@ -106,7 +107,7 @@ class Store(AbstractContextManager["Store"]):
                 return fsck.check(self._connection, self._key, full, progress)
         self._must_write()
         with translated(self.path), writer_lock(self.path, self._timeout_s):
-            return fsck.repair(self._connection, self._key, full, progress)
+            return rebuild(self._connection, self._key, full, progress)
 
     def tag(self, name: str, number: int) -> None:
         """Names a generation; a name that was another's moves."""

@@ -15,9 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests.bench import bench_store
 from tests.harness import Ckpt, Victim
 from tests.harness.ckpt import COMMAND
 from tests.harness.victim import BIN, build
@@ -207,6 +209,32 @@ def peak_memory() -> Row:
     return Row("peak memory while 4 GiB are captured", usage.ru_maxrss / 1024, "MB", None, 256.0, f"{resident:.2f} GiB resident")
 
 
+@cache
+def history_reads() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads of sampled generations of 200 of 256 MiB (CKPT_BENCH_PAGES: of so many pages), before and after every second was removed."""
+    pages = int(os.environ.get("CKPT_BENCH_PAGES", "65536"))
+    with scratch() as folder:
+        path = folder / "store.db"
+        bench_store.build_history(path, pages, 200, 0.01)
+        before = bench_store.read_many(path, bench_store.sampled(bench_store.there(path), 9), 5)
+        bench_store.remove_every_second(path)
+        return before, bench_store.read_many(path, bench_store.sampled(bench_store.there(path), 9), 5)
+
+
+def reads_row(name: str, found: dict[str, Any]) -> Row:
+    """The floor is the generation that reads fastest."""
+    note = f"generations {', '.join(found['medians_ms'])}, {'caches dropped' if found['cold'] else 'WARM: no right to drop caches'}"
+    return Row(name, found["slowest_ms"], "ms", found["fastest_ms"], 1.3, note)
+
+
+def store_reads() -> Row:
+    return reads_row("reading back: slowest to fastest of 200 generations", history_reads()[0])
+
+
+def store_reads_removed() -> Row:
+    return reads_row("the same after every second was removed", history_reads()[1])
+
+
 ROWS: dict[str, Callable[[], Row]] = {
     "stop": stop_incremental,
     "stop-precopy": stop_precopied,
@@ -216,4 +244,6 @@ ROWS: dict[str, Callable[[], Row]] = {
     "rollback": rollback_redis,
     "help": help_time,
     "memory": peak_memory,
+    "store-reads": store_reads,
+    "store-reads-removed": store_reads_removed,
 }
