@@ -83,9 +83,9 @@ uint8_t *st_writer_take_pack(st_writer *writer);
 /* What the last feed brought: sorted extents. */
 st_map *st_writer_take_map(st_writer *writer);
 void st_writer_counts(const st_writer *writer, struct st_counts *ret_counts);
-/* Contents new in this session, sorted by hash, into a buffer of st_writer_new_count entries. */
+/* Contents new in this session: how many, and at the end, sorted by hash and lent as long as the writer lives; then it takes no more pages. */
 size_t st_writer_new_count(const st_writer *writer);
-void st_writer_new_entries(const st_writer *writer, struct st_entry *ret_entries);
+struct st_entry *st_writer_close(st_writer *writer);
 void st_entries_sort(struct st_entry *entries, size_t count);
 /* Bytes of a filter for so many entries, and the filter. */
 size_t st_filter_size(uint64_t entries);

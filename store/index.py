@@ -49,8 +49,7 @@ def add_segment(connection: sqlite3.Connection, writer: Any) -> None:
     count = lib.st_writer_new_count(writer)
     if not count:
         return
-    entries = ffi.new("struct st_entry[]", count)
-    lib.st_writer_new_entries(writer, entries)
+    entries = lib.st_writer_close(writer)
     merged = _mergeable(connection, count)
     if merged:
         old = b"".join(load_segment(connection, segment) for segment in merged)

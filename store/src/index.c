@@ -22,7 +22,7 @@ struct segment {
 struct st_index {
     struct st_entry *entries; /* new ones, in order of arrival */
     size_t count, room;
-    uint32_t *slots; /* open addressing: 1 + position in entries */
+    uint32_t *slots; /* open addressing: 1 + position in entries; NULL: closed */
     size_t mask;
     struct segment segments[64];
     uint32_t segment_count;
@@ -160,7 +160,7 @@ static size_t place(const struct st_index *index, const uint8_t *hash)
 
 int st_index_find(const struct st_index *index, const uint8_t *hash, uint64_t *ret_id, uint64_t *ret_need)
 {
-    uint32_t slot = index->slots[place(index, hash)];
+    uint32_t slot = index->slots ? index->slots[place(index, hash)] : 0;
     if (slot) {
         *ret_id = index->entries[slot - 1].id;
         return 1;
@@ -196,6 +196,8 @@ static int widen(struct st_index *index)
 
 int st_index_add(struct st_index *index, const uint8_t *hash, uint64_t id)
 {
+    if (!index->slots)
+        return -EINVAL;
     if (index->count == index->room) {
         size_t room = index->room ? index->room * 2 : 4096;
         struct st_entry *entries = realloc(index->entries, room * sizeof(*entries));
@@ -215,15 +217,51 @@ int st_index_add(struct st_index *index, const uint8_t *hash, uint64_t id)
 
 size_t st_index_count(const struct st_index *index) { return index->count; }
 
-static int by_hash(const void *a, const void *b) { return memcmp(a, b, ST_HASH); }
-
-void st_entries_sort(struct st_entry *entries, size_t count) { qsort(entries, count, sizeof(*entries), by_hash); }
-
-void st_index_copy(const struct st_index *index, struct st_entry *ret_entries)
+static void sort_few(struct st_entry *entries, size_t count)
 {
-    if (index->count)
-        memcpy(ret_entries, index->entries, index->count * sizeof(*ret_entries));
-    st_entries_sort(ret_entries, index->count);
+    for (size_t i = 1; i < count; i++) {
+        struct st_entry entry = entries[i];
+        size_t at = i;
+        for (; at && memcmp(entries[at - 1].hash, entry.hash, ST_HASH) > 0; at--)
+            entries[at] = entries[at - 1];
+        entries[at] = entry;
+    }
+}
+
+/* By the hash's byte `at` and those behind it, in place: qsort takes as much memory again, and a million entries have 25 MB. Hashes are even,
+ * so each pass leaves a 256th. */
+static void sort_by_byte(struct st_entry *entries, size_t count, unsigned at)
+{
+    size_t ends[256] = {0}, next[256], start = 0;
+    if (count < 32 || at == ST_HASH) {
+        sort_few(entries, count);
+        return;
+    }
+    for (size_t i = 0; i < count; i++)
+        ends[entries[i].hash[at]]++;
+    for (unsigned byte = 0; byte < 256; byte++) {
+        next[byte] = start;
+        start = ends[byte] += start;
+    }
+    for (unsigned byte = 0; byte < 256; byte++)
+        while (next[byte] < ends[byte]) {
+            struct st_entry *here = &entries[next[byte]], *there = &entries[next[here->hash[at]]++];
+            struct st_entry entry = *here;
+            *here = *there;
+            *there = entry;
+        }
+    for (unsigned byte = 0; byte < 256; byte++)
+        sort_by_byte(entries + (byte ? ends[byte - 1] : 0), ends[byte] - (byte ? ends[byte - 1] : 0), at + 1);
+}
+
+void st_entries_sort(struct st_entry *entries, size_t count) { sort_by_byte(entries, count, 0); }
+
+struct st_entry *st_index_close(struct st_index *index)
+{
+    free(index->slots);
+    index->slots = NULL;
+    st_entries_sort(index->entries, index->count);
+    return index->entries;
 }
 
 void st_entries_split(const struct st_entry *entries, size_t count, uint32_t bits, uint64_t *ret_starts)

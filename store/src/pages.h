@@ -60,7 +60,8 @@ int st_index_bucket(struct st_index *index, uint32_t segment, uint32_t bucket, c
 int st_index_find(const struct st_index *index, const uint8_t *hash, uint64_t *ret_id, uint64_t *ret_need);
 int st_index_add(struct st_index *index, const uint8_t *hash, uint64_t id);
 size_t st_index_count(const struct st_index *index);
-void st_index_copy(const struct st_index *index, struct st_entry *ret_entries);
+/* The new ones, sorted, lent; nothing can be added any more. */
+struct st_entry *st_index_close(struct st_index *index);
 
 /* locate.c: the file pages of a pack's BLOB. leaf_page: a page's room, zeroed at first, in which the last leaf is kept. */
 int st_locate_first(int fd, struct st_geometry geometry, uint32_t root, uint32_t pack, uint8_t *leaf_page, uint32_t *ret_first);

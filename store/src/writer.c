@@ -85,7 +85,7 @@ void st_writer_free(st_writer *w)
 int st_writer_segment(st_writer *w, uint64_t entries, uint32_t bits, const uint8_t *filter, size_t size) { return st_index_segment(w->index, entries, bits, filter, size); }
 int st_writer_bucket(st_writer *w, uint32_t segment, uint32_t bucket, const uint8_t *entries, size_t size) { return st_index_bucket(w->index, segment, bucket, entries, size); }
 size_t st_writer_new_count(const st_writer *w) { return st_index_count(w->index); }
-void st_writer_new_entries(const st_writer *w, struct st_entry *ret_entries) { st_index_copy(w->index, ret_entries); }
+struct st_entry *st_writer_close(st_writer *w) { return st_index_close(w->index); }
 void st_writer_counts(const st_writer *w, struct st_counts *ret_counts) { *ret_counts = w->counts; }
 
 size_t st_writer_needs(const st_writer *w, const uint64_t **ret_needs)
