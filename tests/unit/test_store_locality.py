@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from store import Store, packs
+from store.database import writer_lock
 from store.layouts import RUN
 from tests.unit.stores import PAGE, generation, layout
 
@@ -87,3 +88,47 @@ def test_warm_reads_take_about_equal_time(history: Path) -> None:
             if ratios[-1] < 1.6:
                 return
         pytest.fail(f"slowest to fastest: {[round(ratio, 2) for ratio in ratios]}")
+
+
+def pack_numbers(store: Store) -> list[int]:
+    return [row[0] for row in store._connection.execute("SELECT pack FROM packs ORDER BY pack")]
+
+
+def test_tending_can_wait_until_the_generation_was_reported(tmp_path: Path) -> None:
+    noise = random.Random(2)
+    path = tmp_path / "store.db"
+    with Store.open(path, create=True) as store:
+        with store.begin(None, tend=False) as writer:
+            writer.add(0, RUN.pack(0, 2048, 0), half(noise, 2048))
+            writer.finish(0, RUN.pack(0, 2048, 0))
+            first = writer.publish(generation(), {})
+        dirty = list(range(0, 2048, 3))
+        with store.begin(first, tend=False) as writer:
+            writer.add(0, b"".join(RUN.pack(page, 1, 0) for page in dirty), half(noise, len(dirty)))
+            writer.finish(0, layout(set(range(2048)) - set(dirty), dirty))
+            last = writer.publish(generation(first), {})
+        before = pack_numbers(store)
+        contents = {number: b"".join(store.read(number, 0, store.runs(number, 0))) for number in (first, last)}
+        with writer_lock(str(path), 0.0):  # somebody who writes goes first
+            assert not store.tend(last)
+        assert pack_numbers(store) == before
+        assert store.tend(last)
+        assert before[0] not in pack_numbers(store)  # a third of it had died
+        assert not store.tend(last)  # nothing is due any more
+        assert store.fsck(full=True) == []
+        assert contents == {number: b"".join(store.read(number, 0, store.runs(number, 0))) for number in (first, last)}
+        store.gc()
+        assert store.fsck(full=True) == []
+
+
+def test_an_index_of_many_contents_is_sorted_and_finds_them(tmp_path: Path) -> None:
+    noise = random.Random(3)
+    data = b"".join(noise.randbytes(16) + bytes(PAGE - 16) for _ in range(20000))
+    with Store.open(tmp_path / "store.db", create=True) as store:
+        with store.begin(None) as writer:
+            writer.add(0, RUN.pack(0, 20000, 0), data)
+            writer.finish(0, RUN.pack(0, 20000, 0))
+            first = writer.publish(generation(), {})
+        assert store.fsck(full=True) == []
+        with store.begin(first) as writer:
+            assert writer.add(0, RUN.pack(0, 20000, 0), data).deduplicated == 20000
