@@ -57,6 +57,7 @@ PHASES = {
     "protected": "the tracker counts anew from here",
     "pages": "all pages are back",
     "registers": "registers, masks and signals are back",
+    "continued": "the journal is done, the threads are about to be let go",
     # a restore
     "replaced": "the living incarnation was ended, its number is free",
     "born": "an empty process with the wanted number stands, seized; it dies with ckpt",
@@ -64,7 +65,6 @@ PHASES = {
     "ended": "the newborn is what the generation says, the bridge is gone, nobody is let go yet",
     "compared": "a verified newborn was compared with its generation, its end is next",
     "released": "the restored program runs, nothing of it depends on ckpt",
-    "continued": "the journal is done, the threads are about to be let go",
 }
 
 

@@ -44,7 +44,7 @@ SNAPSHOT_KILLS: dict[str, tuple[bool, tuple[str, ...], str]] = {
 #: What a rollback passes; threads come and go only in "churn", and "protected" only where there is a tracker. Its injections and looks
 #: have the marks of a snapshot's, many times each.
 ROLLBACK = (
-    *tuple(PHASES)[tuple(PHASES).index("opened") :],
+    *tuple(PHASES)[tuple(PHASES).index("opened") : tuple(PHASES).index("continued") + 1],
     *(f"stage-{name}" for name in STAGES),
     *("frozen", "raw", "copied", "inject", "injected", "batch", "batch-done"),
 )
