@@ -154,12 +154,13 @@ class _Run:
         return Result(generation, found, (*warnings, *armed.warnings), verdict, time.monotonic_ns() - self.clock.start)
 
     def _record(self, recording: Recording, armed: track.Armed, incremental: bool) -> tuple[Generation, Snapshot, dict[str, int] | None]:
-        parent = self.history.load(self.baseline.parent)[1] if self.baseline.parent is not None else None
+        before, parent = self.history.load(self.baseline.parent) if self.baseline.parent is not None else (None, None)
         spaces = Spaces(self.tree.threads(), parent)
         with ExitStack() as stack:
             if self.request.kill:
                 self.tree.freeze()  # stays frozen to the end, so that nothing happens after the captured instant
-            precopied, sink = self._precopy(stack, recording, spaces, armed, incremental)
+            expected = self._expected(armed, before.pages["dirty"] if before is not None and incremental else None)
+            precopied, sink = self._precopy(stack, recording, spaces, armed, expected)
             adviser = Adviser(parent if incremental else None)
             capture = Capture(self.tree, armed.tracks, paranoid=self.request.paranoid, no_inject=not armed.injectable, adviser=adviser)
             self.clock.lap("prepared")
@@ -178,11 +179,15 @@ class _Run:
                     self.tree.signal(task.pid, signal.SIGKILL)
         return generation, found, verdict
 
-    def _precopy(
-        self, stack: ExitStack, recording: Recording, spaces: Spaces, armed: track.Armed, incremental: bool
-    ) -> tuple[int, core.Sink]:
+    def _expected(self, armed: track.Armed, last: int | None) -> int:
+        """Pages to read. `last`: of the generation before, None for a full snapshot. A program that wrote much in the last interval is
+        taken to do so again: a round costs it little where that is wrong, and counting would cost a scan as long as the round's."""
+        if last is not None and last > track.CONVERGED and self.request.precopy != 0 and not self.request.kill:
+            return last
+        return sum(count.resident if last is None else count.written for count in self._counts(armed))
+
+    def _precopy(self, stack: ExitStack, recording: Recording, spaces: Spaces, armed: track.Armed, expected: int) -> tuple[int, core.Sink]:
         """Streams what is dirty to the store while the target runs. Returns the pages read and the sink for the freeze."""
-        expected = sum(count.written if incremental else count.resident for count in self._counts(armed))
         compared, spill = track.compared_pages(armed.tracks), str(self.history.path.parent)
         rounds = 0 if self.request.kill else self.request.precopy
         if rounds == 0 or armed.tracker == "compare" or (rounds is None and expected <= track.CONVERGED):

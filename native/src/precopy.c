@@ -243,7 +243,7 @@ static int round_lines(struct round *round, int mem, ckpt_sink *sink, uint64_t *
 
 int ckpt_precopy(ckpt_tree *tree, const struct ckpt_track *track, ckpt_sink *sink, uint64_t *cursor, struct ckpt_scan_result *ret_result) {
     _cleanup_round_ struct round round = {.scan.pagemap = -1};
-    struct ckpt_scan_result total = {0}, ignored = {0};
+    struct ckpt_scan_result total = {0};
     uint64_t begin = now_ns();
     int error = round_begin(&round, tree, track);
     if (ended(error)) {
@@ -270,8 +270,6 @@ int ckpt_precopy(ckpt_tree *tree, const struct ckpt_track *track, ckpt_sink *sin
             return 0;
         }
     }
-    if (!error && !*cursor && !round.hints->count)
-        error = count_all(&round.scan, round.lines, round.count, round.hints, &ignored);
     if (!error)
         error = sink_space(sink, round.task->mm);
     if (!error)
