@@ -238,7 +238,7 @@ class Fates:
             if not may(task, made.capability):
                 raise Moved(f"{members[0].kind} socket: task {maker} has not the right to make it again")
             for member in gone:
-                check_name(member, self.world)
+                check_name(member, self.world, self.now.files)
         except Moved as error:
             for member in gone:
                 self._bury(member, error)

@@ -78,13 +78,14 @@ def is_root(task: Task | None) -> bool:
     return known.get("uid") == [0] * 4 and known.get("gid") == [0] * 4 and may(task, _CAP_SETUID) and may(task, _CAP_SETGID)
 
 
-def check_name(file: OpenFile, world: World) -> None:
-    """Raises CannotUndo where the name in the file system that a socket is to be bound to is not free."""
-    path, ino = file.state.get("name", ""), file.state.get("name_ino", 0)
+def check_name(file: OpenFile, world: World, now: Sequence[OpenFile]) -> None:
+    """Raises CannotUndo where the name in the file system that a socket is to be bound to is not free. `now`: the living tree's."""
+    path = file.state.get("name", "")
     if not path:
         return
     if str(Path(path).parent) not in world:
         raise CannotUndo(f"{file.kind} socket: the folder of {path} is gone")
     there = world.get(path)
-    if there is not None and there.ino & 0xFFFF_FFFF != ino:
+    own = {one.state["name_ino"] for one in (file, *now) if one.state.get("name") == path}
+    if there is not None and there.ino & 0xFFFF_FFFF not in own:
         raise CannotUndo(f"{file.kind} socket: {path} is another file by now")
