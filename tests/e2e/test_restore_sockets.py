@@ -186,3 +186,37 @@ def test_options_are_put_back(ckpt: Ckpt, program: Asked) -> None:
     assert again(ckpt, program) == []
     assert (program.tell(probe), program.tell(more)) == before
     assert program.tell("c.send(b'x') and a.recv(9)") == b"x"
+
+
+CHILD = """
+def serve():
+    while True:
+        for talk in (tcp[1], unix[1], pair[1]): talk.sendall(talk.recv(99).upper())
+        new = listener.accept()[0]; new.sendall(b"accepted by %d" % os.getpid()); new.close()
+"""
+
+
+def test_members_of_a_tree_go_on_talking(ckpt: Ckpt, program: Asked, tmp_path: Path) -> None:
+    """The ends of connections, and a listener, in two processes; words under way, and one who waits to be accepted."""
+    program.tell(f"path = {str(tmp_path / 's')!r}; source = {CHILD!r}; exec(source)")
+    program.tell("listener = socket.socket(socket.AF_UNIX); listener.bind(path); listener.listen(4)")
+    program.tell("c = socket.socket(socket.AF_UNIX); c.connect(path); unix = (c, listener.accept()[0])")
+    program.tell("s = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(s.getsockname()); tcp = (c, s.accept()[0])")
+    program.tell("pair = socket.socketpair(); child = os.fork(); child or (serve(), os._exit(0))")
+    program.tell("tcp[1].close(); unix[1].close(); pair[1].close()")
+    child = program.tell("child")
+    send, hear = (f"[each[0].{word} for each in (tcp, unix, pair)]" for word in ("sendall(b'word')", "recv(99)"))
+    dial = "new = socket.socket(socket.AF_UNIX); new.connect(path)"
+    for turn in range(2):
+        program.tell(f"ignored = {send}")
+        assert program.tell(hear) == [b"WORD"] * 3
+        program.tell(dial)
+        assert program.tell("new.recv(99)") == b"accepted by %d" % child
+        program.tell("tcp[0].sendall(b'first')")
+        program.tell(dial)  # the child waits for a word over the unix connection: nobody accepts
+        time.sleep(0.05)
+        if turn == 0:
+            assert again(ckpt, program) == []
+        program.tell("unix[0].sendall(b'second'); pair[0].sendall(b'third')")
+        assert program.tell(hear) == [b"FIRST", b"SECOND", b"THIRD"]
+        assert program.tell("new.recv(99)") == b"accepted by %d" % child
