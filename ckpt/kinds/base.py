@@ -69,9 +69,12 @@ class Work(IntFlag):
 
 @dataclass(frozen=True, slots=True)
 class SockOpt:
+    """A socket option. One that is all zeros gives no answer (but for IPv6)."""
+
     level: int
     name: int
     size: int
+    type: int = 0  #: of socket that it is asked of; 0: any
 
 
 @dataclass(frozen=True, slots=True)

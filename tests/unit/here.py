@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -143,10 +144,12 @@ def _socket(fd: int, ino: int, work: dict[int, bytes], options: dict[int, bytes]
     inq, outq = (0, 0) if listening else (_queued(fd), _queued(fd, termios.TIOCOUTQ))
     work[Work.SOCKET] = struct.pack("<8i", found.family, found.type, found.proto, listening, inq, outq, *map(len, names)) + b"".join(names)
     for position, option in enumerate(sockets.OPTIONS):
-        try:
-            options[position] = found.getsockopt(option.level, option.name, option.size)
-        except OSError:
+        if option.type not in (0, found.type):
             continue
+        with contextlib.suppress(OSError):
+            value = found.getsockopt(option.level, option.name, option.size)
+            if any(value) or option.level == socket.IPPROTO_IPV6:
+                options[position] = value
     if found.family == socket.AF_UNIX:
         work[Work.UNIX_DIAG] = _diag(ino)
     if found.family == socket.AF_UNIX or _with_itself(found, names):

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ckpt.kinds.base import RawDescriptor, SockOpt, Unsupported, Wants, Work
-from ckpt.kinds.fd.sockopts import IPPROTO_TCP, SETTABLE, SOL_NETLINK, SOL_SOCKET, locked
+from ckpt.kinds.fd.sockopts import IPPROTO_TCP, SETTABLE, SOL_NETLINK, SOL_SOCKET, locked, only_datagrams
 from ckpt.model import State
 
 SO_COOKIE, TCP_INFO, SO_PEERCRED = SockOpt(SOL_SOCKET, 57, 8), SockOpt(IPPROTO_TCP, 11, 240), SockOpt(SOL_SOCKET, 17, 12)
 TCP_ULP, NETLINK_GROUPS, SO_MEMINFO = SockOpt(IPPROTO_TCP, 31, 16), SockOpt(SOL_NETLINK, 9, 32), SockOpt(SOL_SOCKET, 55, 36)
-OPTIONS = (SO_COOKIE, TCP_INFO, SO_PEERCRED, TCP_ULP, NETLINK_GROUPS, SO_MEMINFO, *(SockOpt(*key) for key in SETTABLE))
+OPTIONS = (SO_COOKIE, TCP_INFO, SO_PEERCRED, TCP_ULP, NETLINK_GROUPS, SO_MEMINFO,
+           *(SockOpt(*key, socket.SOCK_DGRAM if only_datagrams(title) else 0) for key, title in SETTABLE.items()))  # fmt: skip
+_TITLES = {position: SETTABLE[key] for position, o in enumerate(OPTIONS) if (key := (o.level, o.name, o.size)) in SETTABLE}
 WANTS = (Wants(prefix="socket:[", format=stat.S_IFSOCK, work=Work.SOCKET | Work.PEEK | Work.UNIX_DIAG, options=OPTIONS),)
 
 REUSE = (SOL_SOCKET, 2)
@@ -113,15 +115,11 @@ def port(name: bytes) -> int:
 
 def options_of(raw: RawDescriptor) -> dict[str, str]:
     """Name -> hex, of those that this socket has and that say something."""
-    found = {}
-    info = parse_socket(raw)
-    stream = info is not None and info.type == socket.SOCK_STREAM
-    for position, option in enumerate(OPTIONS):
-        title = SETTABLE.get((option.level, option.name, option.size))
-        if title and position in raw.options:
-            found[title] = raw.options[position].hex()
-    tuned = {title for title in ("SO_SNDBUF", "SO_RCVBUF") if not locked(title, found)}  # by the kernel
-    return {title: data for title, data in found.items() if title not in tuned and not (stream and "MULTICAST" in title)}
+    found = {_TITLES[position]: data.hex() for position, data in raw.options.items() if position in _TITLES}
+    for title in ("SO_SNDBUF", "SO_RCVBUF"):
+        if title in found and not locked(title, found):  # tuned by the kernel
+            del found[title]
+    return found
 
 
 def option_data(raw: RawDescriptor, option: SockOpt) -> bytes:

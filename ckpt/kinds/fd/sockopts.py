@@ -1,7 +1,7 @@
 """Socket options that a program sets and that are put back: one table, and the calls.
 
-A fresh socket gets those that it does not have by itself: an option whose wanted value is its usual default (mostly zero) is
-not set, for some want a right even to be set to what they are (SO_MARK). Buffer sizes are put back where the program has
+A state names those that are not zero. A fresh socket gets those that it does not have by itself: an option whose wanted value is its
+usual default is not set, for some want a right even to be set to what they are (SO_MARK). Buffer sizes are put back where the program has
 chosen them (SO_BUF_LOCK says so); elsewhere the kernel tunes them and they say nothing.
 """
 
@@ -98,16 +98,27 @@ _AS_TEXT = ("SO_BINDTODEVICE", "TCP_CONGESTION")
 _ALWAYS = ("IPV6_V6ONLY",)  #: its default is the administrator's
 
 
+#: Nobody asks a stream socket for these.
+_OF_DATAGRAMS = ("MULTICAST", "PKTINFO", "IP_RECV", "IPV6_RECV", "SO_RXQ", "SO_BROADCAST", "RECVERR")
+
+
+def only_datagrams(title: str) -> bool:
+    return any(word in title for word in _OF_DATAGRAMS)
+
+
 def _kept(title: str, now: State, wanted: State) -> bool:
     """Nothing has to be done about this one."""
-    want = wanted.get(title)
-    if want is None or now.get(title) == want:
+    if title not in now and title not in wanted:
         return True
+    zeros = "0" * len(now.get(title) or wanted[title])
+    here, want = now.get(title, zeros), wanted.get(title, zeros)
+    if here == want:
+        return bool(now) or title not in _ALWAYS
     if title in _BUFFERS:
         return not locked(title, wanted)
     if title == "SO_BUF_LOCK":
         return title not in now  # setting a size has locked it
-    return title not in now and title not in _ALWAYS and want == _USUAL.get(title, "0" * len(want))
+    return not now and want == _USUAL.get(title)
 
 
 def locked(title: str, options: State) -> bool:
@@ -121,7 +132,7 @@ def set_options(fd: int | RemoteArg, now: State, wanted: State, *, without: tupl
     for (level, option, _), title in SETTABLE.items():
         if title in without or _kept(title, now, wanted):
             continue
-        data = bytes.fromhex(wanted[title])
+        data = bytes.fromhex(wanted.get(title) or "0" * len(now[title]))
         if title in _BUFFERS:  # the kernel doubles what it is told
             data = struct.pack("<i", int.from_bytes(data, "little") // 2)
         if title in _AS_TEXT:

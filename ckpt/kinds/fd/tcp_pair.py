@@ -116,7 +116,7 @@ def _settle(calls: Calls, fd: RemoteArg, end: OpenFile, *, roomy: bool) -> None:
     if roomy:
         calls.add("setsockopt", fd, SOL_SOCKET, SO_BUF_LOCK, bytes(4), 4, note="the sizes of the buffers are the kernel's again")
     calls.extend(set_options(fd, {}, {title: options[title] for title in _BUFFERS if title in options}))
-    reuse = bytes.fromhex(options.get("SO_REUSEADDR", "01000000"))
+    reuse = bytes.fromhex(options.get("SO_REUSEADDR", "00000000"))
     calls.add("setsockopt", fd, *so.REUSE, reuse, len(reuse), note="setsockopt SO_REUSEADDR")
     calls.extend(set_flags(fd, 0, end.flags & os.O_NONBLOCK))
 
