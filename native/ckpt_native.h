@@ -167,7 +167,7 @@ enum ckpt_work {
     CKPT_W_UNIX_DIAG = 256, /* sock_diag answer for this inode */
     CKPT_W_EPOLL = 512,     /* kcmp EPOLL_TFD for each tfd line */
 };
-struct ckpt_sockopt { int32_t level, name, size, type; /* type: of socket that it is asked of, 0 = any */ };
+struct ckpt_sockopt { int32_t level, name, size, domain, type; /* of which sockets it is asked, 0 = any */ };
 struct ckpt_want {
     uint32_t format;        /* S_IFMT bits to match, 0 = any */
     uint32_t work;          /* enum ckpt_work, or-ed */

@@ -74,7 +74,8 @@ class SockOpt:
     level: int
     name: int
     size: int
-    type: int = 0  #: of socket that it is asked of; 0: any
+    domain: int = 0  #: family, and
+    type: int = 0  #: type of socket that it is asked of; 0: any
 
 
 @dataclass(frozen=True, slots=True)

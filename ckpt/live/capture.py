@@ -65,7 +65,7 @@ class Capture:
             proc_files=self.table.process_files,
             thread_files=self.table.thread_files,
             wants=[
-                core.WantRow(row.format, row.prefix, int(row.work), [(o.level, o.name, o.size, o.type) for o in row.options])
+                core.WantRow(row.format, row.prefix, int(row.work), [(o.level, o.name, o.size, o.domain, o.type) for o in row.options])
                 for row in self.table.wants
             ],
             questions=[

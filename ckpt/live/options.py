@@ -19,7 +19,7 @@ class WantRow:
     format: int
     prefix: str
     work: int
-    options: Sequence[tuple[int, int, int, int]]
+    options: Sequence[tuple[int, int, int, int, int]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,7 +216,7 @@ def recognise(raw: RawDescriptor) -> FdKind | None:
 def _look(tree: Tree) -> RawCapture:
     """Every descriptor of the tree, with the answers that can be had while it runs."""
     wants = [
-        core.WantRow(row.format, row.prefix, int(row.work & HARMLESS), [(o.level, o.name, o.size, o.type) for o in row.options])
+        core.WantRow(row.format, row.prefix, int(row.work & HARMLESS), [(o.level, o.name, o.size, o.domain, o.type) for o in row.options])
         for row in table().wants
     ]
     options = core.CaptureOptions(proc_files=(), thread_files=(), wants=wants, questions=(), tracks=())

@@ -67,13 +67,21 @@ static int socket_state(struct window *window, const struct open_fd *entry, int 
     return sink_record(window->sink, CKPT_R_FD_WORK, entry->pid, 0, entry->fd, CKPT_W_SOCKET, bytes, sizeof head + n_local + n_peer);
 }
 
-static bool has_level(int32_t domain, int32_t protocol, int level) {
+static bool may_have(int32_t domain, int32_t type, int32_t protocol, const struct ckpt_sockopt *option) {
     bool inet = domain == AF_INET || domain == AF_INET6;
-    if (level == IPPROTO_TCP || level == IPPROTO_UDP)
-        return inet && protocol == level;
-    if (level == IPPROTO_IP || level == IPPROTO_IPV6)
-        return level == IPPROTO_IP ? inet : domain == AF_INET6;
-    return level != SOL_NETLINK || domain == AF_NETLINK;
+    if ((option->domain && option->domain != domain) || (option->type && option->type != type))
+        return false;
+    switch (option->level) {
+    case IPPROTO_TCP:
+    case IPPROTO_UDP:
+        return inet && protocol == option->level;
+    case IPPROTO_IP:
+        return inet;
+    case IPPROTO_IPV6:
+        return domain == AF_INET6;
+    default:
+        return option->level != SOL_NETLINK || domain == AF_NETLINK;
+    }
 }
 
 static bool is_zero(const char *bytes, size_t size) {
@@ -87,7 +95,7 @@ static int options(struct window *window, const struct open_fd *entry, int dup, 
     int32_t domain = number_option(dup, SO_DOMAIN), protocol = number_option(dup, SO_PROTOCOL), type = number_option(dup, SO_TYPE);
     for (uint32_t i = 0; i < want->option_count; i++) {
         char value[OPTION_ROOM];
-        if (!has_level(domain, protocol, want->options[i].level) || (want->options[i].type && want->options[i].type != type))
+        if (!may_have(domain, type, protocol, &want->options[i]))
             continue;
         size_t size = want->options[i].size > 0 && want->options[i].size < OPTION_ROOM ? (size_t)want->options[i].size : OPTION_ROOM;
         if (sys_getsockopt(dup, want->options[i].level, want->options[i].name, value, &size))

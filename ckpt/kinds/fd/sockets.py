@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ckpt.kinds.base import RawDescriptor, SockOpt, Unsupported, Wants, Work
-from ckpt.kinds.fd.sockopts import IPPROTO_TCP, SETTABLE, SOL_NETLINK, SOL_SOCKET, locked, only_datagrams
+from ckpt.kinds.fd.sockopts import IPPROTO_TCP, SETTABLE, SOL_NETLINK, SOL_SOCKET, locked, where
 from ckpt.model import State
 
-SO_COOKIE, TCP_INFO, SO_PEERCRED = SockOpt(SOL_SOCKET, 57, 8), SockOpt(IPPROTO_TCP, 11, 240), SockOpt(SOL_SOCKET, 17, 12)
-TCP_ULP, NETLINK_GROUPS, SO_MEMINFO = SockOpt(IPPROTO_TCP, 31, 16), SockOpt(SOL_NETLINK, 9, 32), SockOpt(SOL_SOCKET, 55, 36)
-OPTIONS = (SO_COOKIE, TCP_INFO, SO_PEERCRED, TCP_ULP, NETLINK_GROUPS, SO_MEMINFO,
-           *(SockOpt(*key, socket.SOCK_DGRAM if only_datagrams(title) else 0) for key, title in SETTABLE.items()))  # fmt: skip
+SO_COOKIE, TCP_INFO, SO_PEERCRED = SockOpt(SOL_SOCKET, 57, 8), SockOpt(IPPROTO_TCP, 11, 240), SockOpt(SOL_SOCKET, 17, 12, socket.AF_UNIX)
+TCP_ULP, NETLINK_GROUPS = SockOpt(IPPROTO_TCP, 31, 16), SockOpt(SOL_NETLINK, 9, 32)
+SO_MEMINFO = SockOpt(SOL_SOCKET, 55, 36, socket.AF_NETLINK)
+_SETTABLE = (SockOpt(*key, *where(title)) for key, title in SETTABLE.items())
+OPTIONS = (SO_COOKIE, TCP_INFO, SO_PEERCRED, TCP_ULP, NETLINK_GROUPS, SO_MEMINFO, *_SETTABLE)
 _TITLES = {position: SETTABLE[key] for position, o in enumerate(OPTIONS) if (key := (o.level, o.name, o.size)) in SETTABLE}
 WANTS = (Wants(prefix="socket:[", format=stat.S_IFSOCK, work=Work.SOCKET | Work.PEEK | Work.UNIX_DIAG, options=OPTIONS),)
 

@@ -7,6 +7,7 @@ chosen them (SO_BUF_LOCK says so); elsewhere the kernel tunes them and they say 
 
 from __future__ import annotations
 
+import socket
 import struct
 
 from ckpt.kinds.base import call
@@ -98,12 +99,14 @@ _AS_TEXT = ("SO_BINDTODEVICE", "TCP_CONGESTION")
 _ALWAYS = ("IPV6_V6ONLY",)  #: its default is the administrator's
 
 
-#: Nobody asks a stream socket for these.
+#: Where an option says something: (family, type), 0 = any.
 _OF_DATAGRAMS = ("MULTICAST", "PKTINFO", "IP_RECV", "IPV6_RECV", "SO_RXQ", "SO_BROADCAST", "RECVERR")
 
 
-def only_datagrams(title: str) -> bool:
-    return any(word in title for word in _OF_DATAGRAMS)
+def where(title: str) -> tuple[int, int]:
+    if title.startswith("SO_PASS"):
+        return socket.AF_UNIX, 0
+    return 0, socket.SOCK_DGRAM if any(word in title for word in _OF_DATAGRAMS) else 0
 
 
 def _kept(title: str, now: State, wanted: State) -> bool:
