@@ -166,7 +166,11 @@ enum ckpt_work {
     CKPT_W_TTY = 128,       /* termios, winsize */
     CKPT_W_UNIX_DIAG = 256, /* sock_diag answer for this inode */
     CKPT_W_EPOLL = 512,     /* kcmp EPOLL_TFD for each tfd line */
+    CKPT_W_UNNAMED = 1024,  /* CONTENTS, if it has no name any more (nlink 0) and is not larger than CKPT_UNNAMED_BYTES */
+    CKPT_W_QUEUED = 2048,   /* FIONREAD */
+    CKPT_W_TEXT = 4096,     /* what it says to a read at its beginning (POSIX message queues) */
 };
+#define CKPT_UNNAMED_BYTES (64 << 20)
 struct ckpt_sockopt { int32_t level, name, size, domain, type; /* of which sockets it is asked, 0 = any */ };
 struct ckpt_want {
     uint32_t format;        /* S_IFMT bits to match, 0 = any */

@@ -8,7 +8,7 @@ What C answers to each Work (little endian; n = bytes that follow). An answer th
 
     DUPLICATE   nothing: the number is in the descriptor's own record
     PIPE        u32 capacity (F_GETPIPE_SZ), u32 revents (poll of the duplicate: POLLHUP 0x10 no writer, POLLERR 0x8 no reader;
-                taken before C opens an end of its own), u32 n, contents[n]
+                taken before C opens an end of its own), u32 n, contents[n], then u32[]: how much each read gave (a packet each)
     SOCKET      i32 domain, type, protocol, listening (SO_ACCEPTCONN), inq (SIOCINQ), outq (SIOCOUTQ), n_local, n_peer (-errno
                 where there is none), local[n_local], peer[n_peer]: struct sockaddr
     PEEK        AF_UNIX, UDP, and TCP whose two names have one address. Per message of the receive queue: u32 n, u32 flags (1: it
@@ -17,7 +17,11 @@ What C answers to each Work (little endian; n = bytes that follow). An answer th
     TIMERFD     struct itimerspec (interval, value): 4 x i64; then u64 CLOCK_MONOTONIC and u64 CLOCK_REALTIME, ns, of that moment
     SEALS       i32, F_GET_SEALS or -errno
     CONTENTS    nothing: the pages are an object space
-    TTY         struct termios2 (44 bytes), struct winsize (8 bytes)
+    TTY         struct termios2 (44 bytes), struct winsize (8 bytes), then i32, each -errno where there is none: TIOCGPTN,
+                TIOCGPTLCK, TIOCGPKT, TIOCGEXCL, TIOCGPGRP, TIOCGSID, FIONREAD
+    UNNAMED     nothing: as CONTENTS, of a file without a name that is not larger than UNNAMED_BYTES
+    QUEUED      i32: FIONREAD or -errno
+    TEXT        what a read at its beginning gives
     UNIX_DIAG   AF_UNIX only: the netlink answer's struct unix_diag_msg (16 bytes) and its attributes
     EPOLL       per tfd line, in order: i32 tfd, i32 file: identity of the watched open file description, -1 = no descriptor of
                 the tree has it
@@ -65,6 +69,12 @@ class Work(IntFlag):
     TTY = 128
     UNIX_DIAG = 256
     EPOLL = 512
+    UNNAMED = 1024
+    QUEUED = 2048
+    TEXT = 4096
+
+
+UNNAMED_BYTES = 64 << 20  #: CKPT_UNNAMED_BYTES: it is read while the program stands still
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +160,15 @@ class SettledKind(Protocol):
 
     def settle(self, fd: int, wanted: OpenFile) -> Sequence[RemoteCall]:
         """After `recreate`, at its number."""
+        ...
+
+
+@runtime_checkable
+class CautiousKind(Protocol):
+    """A kind of which a snapshot may not hold everything."""
+
+    def caution(self, raw: RawDescriptor) -> str | None:
+        """For the pre-flight: what it will not hold."""
         ...
 
 

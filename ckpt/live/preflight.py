@@ -13,7 +13,7 @@ from pathlib import Path
 from stat import S_ISBLK, S_ISREG
 
 from ckpt.errors import CkptError, NotFoundError, PermissionDeniedError, RefusedError
-from ckpt.kinds.base import FdKind, RawDescriptor, Unsupported, Work
+from ckpt.kinds.base import CautiousKind, FdKind, RawDescriptor, Unsupported, Work
 from ckpt.kinds.table import table
 from ckpt.live import core, records
 from ckpt.live.core import Tree
@@ -170,6 +170,8 @@ def _descriptors(tree: Tree, tasks: dict[int, Looked], seen: list[RawDescriptor]
                 continue  # closed between two looks of ours, or ours
             seen.append(raw)
             try:
+                if (text := caution(raw)) is not None:
+                    yield Problem(process.pid, False, refusal(fd.fd, process.pid, task.comm, text))
                 _may_be_opened(raw)
                 judge(raw)
             except Unsupported as reason:
@@ -191,6 +193,12 @@ def judge(raw: RawDescriptor) -> None:
         kind.parse(raw)
     elif (check := getattr(kind, "check", None)) is not None:
         check(raw)
+
+
+def caution(raw: RawDescriptor) -> str | None:
+    """What a snapshot of this descriptor will not hold, if anything."""
+    kind = recognise(raw)
+    return kind.caution(raw) if isinstance(kind, CautiousKind) else None
 
 
 def refusal(fd: int, pid: int, comm: str, reason: str) -> str:

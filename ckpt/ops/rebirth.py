@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from ckpt.errors import RefusedError
-from ckpt.live import act, advice, core, names, objects
+from ckpt.live import act, advice, core, names, objects, world
 from ckpt.live.capture import Layout
 from ckpt.live.execute import Executor
 from ckpt.live.newborn import Newborns
 from ckpt.model import Plan, Snapshot
 from ckpt.ops.baseline import Clock
 from ckpt.ops.restore_pages import Pages
-from ckpt.plan import FileIdentity, paths_of, plan
+from ckpt.plan import paths_of, plan
 from ckpt.plan.reborn import Reborn, reborn
 
 SINK_PAGES = 256
@@ -32,24 +31,14 @@ class Rebirth:
             now = self.born.seen(Layout(self.born.tree, None, (), sink, newborn=True).take())
         self.clock.lap("looked")
         again = reborn(self.wanted, now, self.born.inner)
-        world = self._world(paths_of(now, again.wanted, newborn=True))
+        found = world.look(paths_of(now, again.wanted, newborn=True))
         segments = advice.segments(self.born.ref.pid)
-        made = plan(now, again.wanted, world, tcp=self.tcp, newborn=True, segments=segments)
+        made = plan(now, again.wanted, found, tcp=self.tcp, newborn=True, segments=segments)
         refusals = [*made.refusals, *names.taken(self.born.ref.pid, now, again.wanted, spared)]
         if refusals:
             more = f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""
             raise RefusedError(refusals[0] + more)
         return now, again, made
-
-    def _world(self, paths: Iterable[str]) -> dict[str, FileIdentity]:
-        world: dict[str, FileIdentity] = {}
-        for path in paths:
-            try:
-                found = os.stat(path)
-            except OSError:
-                continue
-            world[path] = FileIdentity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-        return world
 
     def fill(self, made: Plan, now: Snapshot, wanted: Snapshot, pages: Pages, *, stopped: bool = False) -> Executor:
         """They are what the generation says, and still stand before their first instruction. `stopped`: and will not run when

@@ -10,9 +10,8 @@ next ckpt that meets it (rollback, snapshot, check) finishes it.
 from __future__ import annotations
 
 import gc
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 from ckpt.errors import CkptError, NotFoundError, RefusedError
 from ckpt.history.open import Generation, History, Mode, open_store
-from ckpt.live import advice, core, journal, names, objects, runtime, track
+from ckpt.live import advice, core, journal, names, objects, runtime, track, world
 from ckpt.live.capture import Layout
 from ckpt.live.execute import Executor, Unchanged, disturbed
 from ckpt.model import PidRef, Plan, Snapshot, Task
@@ -191,20 +190,9 @@ class _Run:
         return time.monotonic_ns() - self.clock.start
 
     def _planned(self, now: Snapshot, seats: dict[int, int]) -> _Planned:
-        world = self._world(paths_of(now, self.wanted))
-        made = plan(now, self.wanted, world, tcp=self.request.tcp, reserved=seats, segments=advice.segments(self.ref.pid))
-        return _Planned(now, world, made)
-
-    def _world(self, paths: Iterable[str]) -> dict[str, FileIdentity]:
-        """What stands under these names in the target's root."""
-        world: dict[str, FileIdentity] = {}
-        for path in paths:
-            try:
-                found = os.stat(f"/proc/{self.ref.pid}/root{path}")
-            except OSError:
-                continue
-            world[path] = FileIdentity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-        return world
+        found = world.look(paths_of(now, self.wanted), f"/proc/{self.ref.pid}/root")
+        made = plan(now, self.wanted, found, tcp=self.request.tcp, reserved=seats, segments=advice.segments(self.ref.pid))
+        return _Planned(now, found, made)
 
     def _refuse(self, made: Plan) -> None:
         if made.refusals:
@@ -221,7 +209,7 @@ class _Run:
         self.clock.lap("frozen")
         now = layout.again(planned.now)
         self.clock.lap("captured")
-        if now is not planned.now or self._world(planned.world) != planned.world:
+        if now is not planned.now or world.look(planned.world, f"/proc/{self.ref.pid}/root") != planned.world:
             planned = self._planned(now, seats)
             self._refuse(planned.made)
         made = planned.made

@@ -25,8 +25,9 @@ from ckpt.kinds.base import FdKind, fd_kinds, result, value
 from ckpt.model import RemoteArg, Snapshot, Task
 from ckpt.plan import batch as b
 from ckpt.plan.batch import Batch
-from ckpt.plan.fates import Fate, Fates, opened_paths
+from ckpt.plan.fates import Fate, Fates
 from ckpt.plan.objects import Objects
+from ckpt.plan.paths import opened_paths
 from ckpt.plan.sources import World
 
 __all__ = ["TablePlan", "opened_paths", "plan_tables"]

@@ -16,9 +16,8 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-from ckpt.kinds.base import CannotUndo, FdKind, Moved, PairKind, call, peers, result, same
+from ckpt.kinds.base import CandidKind, CannotUndo, FdKind, Moved, PairKind, SettledKind, call, peers, result, same
 from ckpt.kinds.fd.file import O_ONCE, seek
 from ckpt.kinds.groups import GroupKind, groups
 from ckpt.model import OpenFile, RemoteCall, Snapshot, Task
@@ -26,6 +25,7 @@ from ckpt.plan import batch as b
 from ckpt.plan.batch import Batch
 from ckpt.plan.grouped import check_name, is_root, may, who_stays
 from ckpt.plan.objects import Objects
+from ckpt.plan.paths import judge
 from ckpt.plan.sources import World
 
 _SOL_SOCKET, _SO_LINGER, _AF_INET, _SOCK_STREAM, _SHUT_RDWR = 1, 13, 2, 1, 2
@@ -89,6 +89,8 @@ class Fates:
 
     def _match(self) -> dict[int, OpenFile]:
         """wanted id -> open file of now; one to one, those that share most numbers first."""
+        if self.newborn:
+            return {}  # what it has is ckpt's, though its inode may have the number of one of then
         at = {place: other for other, places in self.at_now.items() for place in places}
         pairs = []
         for identity, places in self.at_wanted.items():
@@ -138,8 +140,8 @@ class Fates:
             return None
         anchor = self.objects.path((file.state["dev"], file.state["ino"]), self._maker(file)) if "ino" in file.state else None
         if anchor is not None:
-            calls = _opened_anew(file, anchor)
-            self.of[file.id] = Fate(make=calls, result=len(calls) - 1, maker=self._maker(file))
+            calls = _opened_anew(file, anchor) if file.kind != "file" else tuple(kind.recreate(_through(file, anchor)))
+            self.of[file.id] = Fate(make=calls, result=len(calls) - 1, maker=self._maker(file), adjust=self._after(kind, file))
             return None
         if isinstance(kind, GroupKind):
             members = [self.there[identity] for identity in self.groups[file.id] if identity in self.at_wanted]
@@ -149,25 +151,14 @@ class Fates:
         try:
             calls = tuple(kind.recreate(file))
             self.of[file.id] = Fate(make=calls, result=len(calls) - 1, maker=self._maker(file), adjust=self._after(kind, file))
-            self._check_path(file)
+            for text in judge(file, self.world):
+                self._warn(file, text)
+            self._tell(kind, file, None)
         except Moved as error:
             self._bury(file, error)
         except CannotUndo as error:
             self._refuse(file, error)
         return None
-
-    def _check_path(self, file: OpenFile) -> None:
-        """Opening its path must give that very file."""
-        path = file.state.get("path")
-        if not isinstance(path, str) or not _named(file):
-            return
-        there = self.world.get(path)
-        if there is None:
-            raise CannotUndo(f"{path} is gone")
-        if (there.dev, there.ino) != (file.state["dev"], file.state["ino"]):
-            raise CannotUndo(f"{path} is another file by now")
-        if file.kind == "file" and there.size < file.pos:
-            raise CannotUndo(f"{path} has become shorter than the position {file.pos} in it")
 
     def _kept(self, kind: FdKind, file: OpenFile, source: OpenFile) -> bool:
         """True when the open file of now serves (or the fate is settled otherwise); False: make it again."""
@@ -180,6 +171,7 @@ class Fates:
                     return False
                 seen = survivor
             self.of[file.id] = Fate(source=source, adjust=tuple(kind.adjust(fd, seen, file)))
+            self._tell(kind, file, source)
         except Moved as error:
             if self.tcp == "keep":
                 self._warn(file, f"{error}: kept as it is")
@@ -259,11 +251,12 @@ class Fates:
         return self.at_wanted[file.id][0][0]
 
     def _after(self, kind: FdKind, file: OpenFile) -> tuple[RemoteCall, ...]:
-        """An epoll made anew gets its set once the numbers are right."""
-        if file.kind != "epoll":
-            return ()
-        blank = replace(file, state={**file.state, "entries": []})
-        return tuple(kind.adjust(self.at_wanted[file.id][0][1], blank, file))
+        """What waits until the numbers are right."""
+        return tuple(kind.settle(self.at_wanted[file.id][0][1], file)) if isinstance(kind, SettledKind) else ()
+
+    def _tell(self, kind: FdKind, file: OpenFile, source: OpenFile | None) -> None:
+        for text in kind.caveats(source, file) if isinstance(kind, CandidKind) else ():
+            self._warn(file, text)
 
     def _epoll_after(self, source: OpenFile) -> OpenFile | None:
         """The set as it is once every table is right; None where an entry's open file lives on at another number."""
@@ -291,11 +284,8 @@ def _opened_anew(file: OpenFile, anchor: str) -> tuple[RemoteCall, ...]:
     return made, seek(result(0), file.pos), same(0)
 
 
-def opened_paths(wanted: Snapshot) -> set[str]:
-    """Paths that may have to be opened again."""
-    names = [str(file.state["name"]) for file in wanted.files if file.state.get("name")]
-    opened = {str(file.state["path"]) for file in wanted.files if "path" in file.state and _named(file)}
-    return opened.union(names, (str(Path(name).parent) for name in names))
+def _through(file: OpenFile, anchor: str) -> OpenFile:
+    return replace(file, state={**file.state, "through": anchor})
 
 
 def holders(tasks: Iterable[Task]) -> dict[int, list[tuple[int, int]]]:

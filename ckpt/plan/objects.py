@@ -29,7 +29,8 @@ from ckpt.plan import batch as b
 from ckpt.plan.batch import Batch, page_up
 from ckpt.procfs import Segment
 
-_NR_WRITE, _NR_SHMGET, _NR_SHMAT, _NR_SHMCTL, _NR_FTRUNCATE, _NR_UNLINK, _NR_MEMFD_CREATE = 1, 29, 30, 31, 77, 87, 319
+_NR_WRITE, _NR_SHMGET, _NR_SHMAT, _NR_SHMCTL, _NR_FTRUNCATE, _NR_UNLINK, _NR_FCHMOD, _NR_MEMFD_CREATE = 1, 29, 30, 31, 77, 87, 91, 319
+_MODE = 0o600  #: of a file that is made anew, until it gets its own
 _NOREPLACE, _O_TMPFILE, _O_CREAT, _O_EXCL = 0x100000, 0o20200000, 0o100, 0o200
 _IPC_CREAT, _IPC_EXCL, _IPC_RMID, _IPC_SET, _SHM_DEST, _SHM_RDONLY, _SHM_REMAP = 0o1000, 0o2000, 0, 1, 0o1000, 0o10000, 0o40000
 _MFD_CLOEXEC, _MFD_ALLOW_SEALING, _MFD_NOEXEC_SEAL, _SEAL_SEAL, _SEAL_EXEC = 1, 2, 8, 1, 0x20
@@ -185,7 +186,7 @@ class _Maker:
         elif path.startswith(("/dev/zero", "[anon_shmem")):
             sort, made = "anonymous", self._anonymous(at, size)
         else:
-            sort, made = "file", self._file(at, size, self._deleted())
+            sort, made = "file", self._file(at, size, self._with_mode(self._deleted()))
         if made:
             end = at + size
             task = self.held.task
@@ -231,13 +232,22 @@ class _Maker:
         path = self.held.path.removesuffix(_DELETED)
         folder = str(Path(path).parent)
         flags = b.O_RDWR | b.O_CLOEXEC
+        nameless = Path(path).name == f"#{self.item.ino}"  # O_TMPFILE: it may be given a name yet
+        if nameless and folder in self.paths:
+            return self.batch.add(b.NR_OPEN, os.fsencode(folder) + b"\0", flags | _O_TMPFILE, _MODE, note=f"a nameless file in {folder}")
         if path not in self.paths and folder in self.paths:
-            made = self.batch.add(b.NR_OPEN, os.fsencode(path) + b"\0", flags | _O_CREAT | _O_EXCL, 0o600, note=f"create {path}")
+            made = self.batch.add(b.NR_OPEN, os.fsencode(path) + b"\0", flags | _O_CREAT | _O_EXCL, _MODE, note=f"create {path}")
             self.batch.add(_NR_UNLINK, os.fsencode(path) + b"\0", note=f"delete {path} again")
             return made
         folder = folder if folder in self.paths else "/tmp"
         self._warn(f"its name is taken or its folder is gone: it has no name, in {folder}")
-        return self.batch.add(b.NR_OPEN, os.fsencode(folder) + b"\0", flags | _O_TMPFILE, 0o600, note=f"a file without a name in {folder}")
+        return self.batch.add(b.NR_OPEN, os.fsencode(folder) + b"\0", flags | _O_TMPFILE, _MODE, note=f"a file without a name in {folder}")
+
+    def _with_mode(self, made: RemoteArg) -> RemoteArg:
+        mode = int(self.held.state.get("mode", _MODE))
+        if mode != _MODE:
+            self.batch.add(_NR_FCHMOD, made, mode, note=f"{self._name()}: mode {mode:#o}")
+        return made
 
     def _anonymous(self, at: int, size: int) -> bool:
         extra = b.MAP_NORESERVE if self.held.noreserve else 0

@@ -27,6 +27,7 @@ class FileIdentity:
     ino: int
     size: int
     mtime_ns: int
+    locks: tuple[str, ...] = ()  #: that somebody has on it, as kinds/fd/locks.py writes them
 
 
 #: path in the target's root -> what stands there; a path that is not named is gone.

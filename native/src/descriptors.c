@@ -5,7 +5,7 @@
  * CKPT_R_FD_WORK's index is the one work bit; its bytes (little endian; n = bytes that follow):
  *
  *   PIPE        u32 capacity, u32 revents of poll() on the duplicate before we open an end ourselves (POLLHUP: no writer,
- *               POLLERR: no reader), u32 n, contents[n]
+ *               POLLERR: no reader), u32 n, contents[n], then to the end u32[]: how much each read gave (packets)
  *   SOCKET      i32 domain, type, protocol, listening, inq, outq, n_local, n_peer (each -errno where there is none), then the
  *               two struct sockaddr
  *   PEEK        AF_UNIX, UDP, TCP of one address: per message of the receive queue u32 n, u32 flags (1: carries descriptors or other
@@ -14,9 +14,13 @@
  *               u64 CLOCK_MONOTONIC, u64 CLOCK_REALTIME of that moment, ns
  *   SEALS       i32 seals or -errno
  *   CONTENTS    no bytes; the pages are an object space with its CKPT_R_OBJECT
- *   TTY         struct termios2 (44 bytes), struct winsize (8)
+ *   TTY         struct termios2 (44 bytes), struct winsize (8), then i32, each -errno where there is none: TIOCGPTN, TIOCGPTLCK,
+ *               TIOCGPKT, TIOCGEXCL, TIOCGPGRP, TIOCGSID, FIONREAD
  *   UNIX_DIAG   AF_UNIX only: struct unix_diag_msg and its attributes, as the kernel answered
  *   EPOLL       per tfd line of fdinfo, in order: i32 tfd, i32 identity of the watched file (-1: no descriptor of the tree)
+ *   UNNAMED     no bytes; as CONTENTS
+ *   QUEUED      i32 bytes or -errno
+ *   TEXT        what it says, at most 255 bytes
  *   DUPLICATE   no record: struct ckpt_fd.duplicate is our number
  *
  * The work is done once for an open file description, under the first descriptor that shows it (processes in the order of
@@ -39,7 +43,7 @@
 enum {
     DENTS_BYTES = 32 << 10,
     LINK_ROOM = 4096,
-    WORK_BY_DUPLICATE = CKPT_W_DUPLICATE | CKPT_W_PIPE | CKPT_W_SOCKET | CKPT_W_PEEK | CKPT_W_SEALS | CKPT_W_TTY,
+    WORK_BY_DUPLICATE = CKPT_W_DUPLICATE | CKPT_W_PIPE | CKPT_W_SOCKET | CKPT_W_PEEK | CKPT_W_SEALS | CKPT_W_TTY | CKPT_W_QUEUED | CKPT_W_TEXT,
     CLOEXEC_FLAG = 02000000,
 };
 
@@ -131,13 +135,18 @@ static int keep_duplicate(struct window *window, size_t record, int *dup) {
     return sink_keep_fd(window->sink, take_fd(dup));
 }
 
+static bool wants_contents(const struct ckpt_want *want, const struct look *look) {
+    bool unnamed = !look->stat.st_nlink && look->stat.st_size <= CKPT_UNNAMED_BYTES;
+    return want->work & CKPT_W_CONTENTS || (want->work & CKPT_W_UNNAMED && unnamed);
+}
+
 /* A description that a descriptor before showed already (dup, fork) has its answers there. */
 static int work_once(struct window *window, const struct look *look, const struct ckpt_want *want, size_t record, int *dup) {
     struct open_fd entry = window->fds[window->fd_count - 1];
     if (*dup < 0 && (want->work & WORK_BY_DUPLICATE))
         *dup = sys_pidfd_getfd(look->pidfd, look->fd);
     int error = fd_work(window, &entry, *dup, want);
-    if (!error && (want->work & CKPT_W_CONTENTS))
+    if (!error && wants_contents(want, look))
         error = contents(window, look);
     if (!error && (want->work & CKPT_W_DUPLICATE) && *dup >= 0)
         error = keep_duplicate(window, record, dup);

@@ -22,7 +22,10 @@
 #define F_GET_SEALS 1034
 #endif
 #define CKPT_TCGETS2 0x802c542aUL
-enum { TERMIOS2_BYTES = 44, TIOCGWINSZ_NR = 0x5413, WINSIZE_BYTES = 8, FIONREAD_NR = 0x541b, PIPE_HEAD = 12 };
+enum { TERMIOS2_BYTES = 44, TIOCGWINSZ_NR = 0x5413, WINSIZE_BYTES = 8, FIONREAD_NR = 0x541b, PIPE_HEAD = 12, TEXT_ROOM = 255 };
+/* TIOCGPTN, TIOCGPTLCK, TIOCGPKT, TIOCGEXCL, TIOCGPGRP, TIOCGSID, FIONREAD: each answers with an int */
+static const unsigned long tty_asks[] = {0x80045430, 0x80045439, 0x80045438, 0x80045440, 0x540f, 0x5429, FIONREAD_NR};
+enum { TTY_ASKS = sizeof tty_asks / sizeof *tty_asks };
 
 static int answer(struct window *window, const struct open_fd *entry, uint32_t work, const void *bytes, size_t size) {
     return sink_record(window->sink, CKPT_R_FD_WORK, entry->pid, 0, entry->fd, (int)work, bytes, size);
@@ -47,10 +50,30 @@ static int seals(struct window *window, const struct open_fd *entry, int dup) {
 }
 
 static int tty(struct window *window, const struct open_fd *entry, int dup) {
-    uint8_t state[TERMIOS2_BYTES + WINSIZE_BYTES];
-    if (sys_ioctl(dup, CKPT_TCGETS2, state) < 0 || sys_ioctl(dup, TIOCGWINSZ_NR, state + TERMIOS2_BYTES) < 0)
+    struct {
+        uint8_t termios[TERMIOS2_BYTES], winsize[WINSIZE_BYTES];
+        int32_t answers[TTY_ASKS];
+    } state;
+    if (sys_ioctl(dup, CKPT_TCGETS2, state.termios) < 0 || sys_ioctl(dup, TIOCGWINSZ_NR, state.winsize) < 0)
         return 0;
-    return answer(window, entry, CKPT_W_TTY, state, sizeof state);
+    for (size_t i = 0; i < TTY_ASKS; i++) {
+        int value, error = sys_ioctl(dup, tty_asks[i], &value);
+        state.answers[i] = error < 0 ? error : value;
+    }
+    return answer(window, entry, CKPT_W_TTY, &state, sizeof state);
+}
+
+static int queued(struct window *window, const struct open_fd *entry, int dup) {
+    int32_t bytes = 0;
+    int error = sys_ioctl(dup, FIONREAD_NR, &bytes);
+    bytes = error < 0 ? error : bytes;
+    return answer(window, entry, CKPT_W_QUEUED, &bytes, sizeof bytes);
+}
+
+static int text(struct window *window, const struct open_fd *entry, int dup) {
+    char said[TEXT_ROOM];
+    ssize_t got = sys_pread(dup, said, sizeof said, 0);
+    return got < 0 ? 0 : answer(window, entry, CKPT_W_TEXT, said, (size_t)got);
 }
 
 /* An end that can be read: the duplicate itself, or an end of our own through /proc. -1: there is nothing to read. */
@@ -64,20 +87,25 @@ static int readable_end(struct window *window, const struct open_fd *entry, int 
     return *ret_own;
 }
 
-/* Our pipe has room for as many slots as theirs, so one tee takes everything. */
-static ssize_t copy_contents(struct window *window, int from, uint32_t capacity, char *room, size_t size) {
+/* Our pipe has room for as many slots as theirs, so one tee takes everything. A packet stays one (PIPE_BUF_FLAG_PACKET goes with the slot):
+ * each read gives one; their sizes follow the contents in room. */
+static ssize_t copy_contents(struct window *window, int from, uint32_t capacity, char *room, size_t size, size_t *ret_reads) {
     int ours = sys_fcntl(window->tee[1], F_GETPIPE_SZ, 0);
     if (ours < (int)capacity && sys_fcntl(window->tee[1], F_SETPIPE_SZ, (long)capacity) < 0)
         return -ENOSPC;
     ssize_t teed = sys_tee(from, window->tee[1], INT_MAX, SPLICE_F_NONBLOCK);
     if (teed == -EAGAIN)
         teed = 0;
-    for (ssize_t done = 0; done < teed;) {
+    size_t reads = 0;
+    for (ssize_t done = 0; done < teed; reads++) {
         ssize_t got = sys_read(window->tee[0], room + done, (size_t)(teed - done));
-        if (got <= 0)
-            return got ? got : -EIO;
+        if (got <= 0 || reads == capacity / CKPT_PAGE)
+            return got < 0 ? got : -EIO;
+        uint32_t length = (uint32_t)got;
+        memcpy(room + size + reads * sizeof length, &length, sizeof length);
         done += got;
     }
+    *ret_reads = reads;
     return teed < 0 ? teed : (size_t)teed == size ? teed : -EIO;
 }
 
@@ -95,14 +123,15 @@ static int pipe_contents(struct window *window, const struct open_fd *entry, int
     if (from >= 0 && sys_ioctl(from, FIONREAD_NR, &size) < 0)
         size = 0;
     uint32_t head[3] = {(uint32_t)capacity, (uint32_t)poll_one.revents, (uint32_t)size};
-    char *room = sink_record_begin(window->sink, CKPT_R_FD_WORK, entry->pid, 0, entry->fd, CKPT_W_PIPE, PIPE_HEAD + (size_t)size);
+    size_t bytes = PIPE_HEAD + (size_t)size, reads = 0, most = head[0] / CKPT_PAGE;
+    char *room = sink_record_begin(window->sink, CKPT_R_FD_WORK, entry->pid, 0, entry->fd, CKPT_W_PIPE, bytes + most * sizeof(uint32_t));
     if (!room)
         return -ENOMEM;
     memcpy(room, head, PIPE_HEAD);
-    ssize_t got = size ? copy_contents(window, from, head[0], room + PIPE_HEAD, (size_t)size) : 0;
+    ssize_t got = size ? copy_contents(window, from, head[0], room + PIPE_HEAD, (size_t)size, &reads) : 0;
     if (got < 0)
         return tree_fail(window->tree, (int)got, "pipe contents", entry->pid, 0, entry->fd, 0, NULL);
-    sink_record_commit(window->sink, PIPE_HEAD + (size_t)size);
+    sink_record_commit(window->sink, bytes + reads * sizeof(uint32_t));
     return 0;
 }
 
@@ -114,5 +143,9 @@ int fd_work(struct window *window, const struct open_fd *entry, int dup, const s
         error = seals(window, entry, dup);
     if (!error && dup >= 0 && (want->work & CKPT_W_TTY))
         error = tty(window, entry, dup);
+    if (!error && dup >= 0 && (want->work & CKPT_W_QUEUED))
+        error = queued(window, entry, dup);
+    if (!error && dup >= 0 && (want->work & CKPT_W_TEXT))
+        error = text(window, entry, dup);
     return error ? error : fd_socket(window, entry, dup, want);
 }

@@ -10,6 +10,7 @@ import os
 import resource
 import select
 import socket
+import stat as stat_module
 import struct
 import termios
 import threading
@@ -23,6 +24,7 @@ from ckpt.kinds.groups import Kept, with_others
 from ckpt.model import Arg, OpenFile, RemoteCall
 from ckpt.procfs import parse_fdinfo
 
+O_PATH = 0o10000000
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.syscall.restype = ctypes.c_long
 
@@ -53,7 +55,7 @@ def look(fd: int, identity: int = 0, watched: dict[int, int] | None = None) -> R
     link, stat = str(Path(f"/proc/self/fd/{fd}").readlink()), os.stat(fd)
     work: dict[int, bytes] = {}
     options: dict[int, bytes] = {}
-    if link.startswith("pipe:["):
+    if stat_module.S_ISFIFO(stat.st_mode) and not parse_fdinfo(Path(f"/proc/self/fdinfo/{fd}").read_text()).flags & O_PATH:
         work[Work.PIPE] = _pipe(fd)
     elif link.startswith("socket:["):
         _socket(fd, stat.st_ino, work, options)
@@ -128,13 +130,15 @@ def _pipe(fd: int) -> bytes:
     reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK)
     copy_r, copy_w = os.pipe()
     fcntl.fcntl(copy_w, 1031, capacity)
-    contents = b""
+    contents, reads = b"", []
     if length:
-        _LIBC.tee(reader, copy_w, ctypes.c_size_t(length), 0)
-        contents = os.read(copy_r, length)
+        _LIBC.tee(reader, copy_w, ctypes.c_size_t(1 << 30), 0)
+    while len(contents) < length:
+        contents += os.read(copy_r, length - len(contents))
+        reads.append(len(contents) - sum(reads))
     for number in (reader, copy_r, copy_w):
         os.close(number)
-    return struct.pack("<III", capacity, revents, len(contents)) + contents
+    return struct.pack("<III", capacity, revents, len(contents)) + contents + struct.pack(f"<{len(reads)}I", *reads)
 
 
 def _socket(fd: int, ino: int, work: dict[int, bytes], options: dict[int, bytes]) -> None:

@@ -9,11 +9,13 @@ import select
 import signal
 import struct
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ckpt.kinds.base import CannotUndo, Unsupported, peers, with_outside
+from ckpt.kinds.fd import locks
 from tests.unit.here import back, capture, close, kind_named, kind_of, look, made, run
 
 LIBC = ctypes.CDLL(None)
@@ -102,16 +104,107 @@ def test_file(tmp_path: Path) -> None:
     assert back(fd, wanted) == wanted
     again = made(wanted)
     assert capture(again) == wanted
-    fcntl.flock(fd, fcntl.LOCK_SH)
-    with pytest.raises(CannotUndo, match="locked"):
-        made(capture(fd))
     path.unlink()
     assert capture(fd).state["deleted"]
     assert capture(fd).state["path"] == str(path)
-    fcntl.flock(fd, fcntl.LOCK_UN)
-    with pytest.raises(CannotUndo, match="deleted"):
-        made(capture(fd))
-    close((fd, again))
+    nameless = capture(fd)
+    with pytest.raises(CannotUndo, match="not captured"):
+        made(nameless)
+    through = replace(nameless, state={**nameless.state, "through": f"/proc/self/fd/{fd}"})
+    third = made(through)
+    assert capture(third) == nameless
+    close((fd, again, third))
+
+
+def span(kind: int, start: int, length: int) -> bytes:
+    return struct.pack("<hh4xqqi4x", kind, 0, start, length, 0)
+
+
+OFD_SETLK = 37
+LOCKS = {
+    "flock": (lambda fd: fcntl.flock(fd, fcntl.LOCK_SH), ["FLOCK ADVISORY READ"]),
+    "ofd": (lambda fd: fcntl.fcntl(fd, OFD_SETLK, span(fcntl.F_WRLCK, 3, 4)), ["OFDLCK ADVISORY WRITE 3 6"]),
+    "posix": (lambda fd: fcntl.fcntl(fd, fcntl.F_SETLK, span(fcntl.F_WRLCK, 3, 0)), ["POSIX ADVISORY WRITE 3 EOF"]),
+}
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_locks_are_given_back_and_taken_again(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "locked"
+    path.write_bytes(b"0123456789")
+    take, texts = LOCKS[name]
+    fd = os.open(path, os.O_RDWR)
+    free = capture(fd)
+    take(fd)
+    held = capture(fd)
+    assert held.state["locks"] == texts
+    assert back(fd, free) == free
+    with pytest.raises(CannotUndo, match="locks"):
+        kind_named("file").adjust(fd, free, held)
+    os.close(fd)
+    again = made(held)
+    run(kind_named("file").settle(again, held))
+    assert capture(again) == held
+    close((again,))
+
+
+def test_a_lock_that_another_has_is_known() -> None:
+    texts = ["FLOCK ADVISORY WRITE", "POSIX ADVISORY READ 10 19", "OFDLCK ADVISORY WRITE 100 EOF"]
+    assert locks.taken(texts, ["POSIX ADVISORY READ 0 EOF", "POSIX ADVISORY WRITE 20 99"]) == "OFDLCK ADVISORY WRITE 100 EOF"
+    assert locks.taken(texts, ["POSIX ADVISORY WRITE 19 20"]) == "POSIX ADVISORY READ 10 19"
+    assert locks.taken(texts, ["FLOCK ADVISORY READ"]) == "FLOCK ADVISORY WRITE"
+    assert locks.taken(texts, ["POSIX ADVISORY WRITE 20 99", "OFDLCK ADVISORY READ 0 50"]) is None
+    assert locks.text_of("1: FLOCK  ADVISORY  WRITE 7829 fe:00:2146360 0 EOF") == "FLOCK ADVISORY WRITE"
+    assert locks.text_of("3: OFDLCK ADVISORY  READ -1 fe:00:21 5 EOF") == "OFDLCK ADVISORY READ 5 EOF"
+
+
+def test_a_fifo_and_what_lies_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "named pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    lonely = with_outside([capture(reader, 1)])[0]
+    assert (lonely.kind, lonely.state["alone"], lonely.state["outside"]) == ("fifo", False, True)
+    writer = os.open(path, os.O_WRONLY | os.O_APPEND)
+    fcntl.fcntl(writer, 1031, 8192)
+    os.write(writer, b"in the FIFO")
+    ends = with_outside([capture(reader, 1), capture(writer, 2)])
+    assert peers(ends) == {1: (2,), 2: (1,)}
+    os.read(reader, 3)
+    for fd, file in zip((reader, writer), ends, strict=True):
+        run(kind_named("fifo").adjust(fd, with_outside([capture(reader, 1), capture(writer, 2)])[file.id - 1], file))
+    assert with_outside([capture(reader, 1), capture(writer, 2)]) == ends
+    close((reader, writer))
+    again = [made(end) for end in ends]
+    for fd, end in zip(again, ends, strict=True):
+        run(kind_named("fifo").settle(fd, end))
+    assert with_outside([capture(again[0], 1), capture(again[1], 2)]) == ends
+    assert os.read(again[0], 100) == b"in the FIFO"
+    close((again[1],))
+    ended = with_outside([capture(again[0], 1)])[0]
+    assert ended.state["alone"]
+    close((again[0],))
+    for wanted in (lonely, ended):
+        third = made(wanted)
+        run(kind_named("fifo").settle(third, wanted))
+        assert with_outside([capture(third, 1)])[0].state == wanted.state
+        close((third,))
+
+
+def test_packets_stay_packets() -> None:
+    reader, writer = os.pipe2(0o40000)
+    sizes = [5, 1, 4096, 30]
+    for size in sizes:
+        os.write(writer, bytes([size & 0xFF]) * size)
+    ends = (capture(reader, 1), capture(writer, 2))
+    assert ends[0].state["packets"] == sizes
+    os.read(reader, 3000)
+    os.write(writer, b"more")
+    run(kind_named("pipe").adjust(reader, capture(reader, 1), ends[0]))
+    assert (capture(reader, 1), capture(writer, 2)) == ends
+    made_ends = run(kind_named("pipe").recreate_pair(*ends))[:2]
+    for source in (reader, made_ends[0]):
+        assert [len(os.read(source, 1 << 16)) for _ in sizes] == sizes
+    close((reader, writer, *made_ends))
 
 
 def test_directory_and_device(tmp_path: Path) -> None:
@@ -221,13 +314,10 @@ def test_memfd() -> None:
 
 
 def test_unsupported_descriptors_are_named(tmp_path: Path) -> None:
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
     poll = LIBC.inotify_init()
     opened = {
         "inotify": poll,
         "pidfd": os.pidfd_open(os.getpid()),
-        f"FIFO {fifo}": os.open(fifo, os.O_RDWR),
         "namespace handle net:": os.open("/proc/self/ns/net", os.O_RDONLY),
         "pty master": os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY),
     }

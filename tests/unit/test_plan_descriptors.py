@@ -92,6 +92,9 @@ class Epoll(Box):
     def recreate(self, wanted: OpenFile) -> Sequence[RemoteCall]:
         return [call(MAKE, 77, note="epoll_create1")]
 
+    def settle(self, fd: int, wanted: OpenFile) -> Sequence[RemoteCall]:
+        return self.adjust(fd, replace(wanted, state={"entries": []}), wanted)
+
 
 WORLD = {"/data": FileIdentity(3, 9, 100, 1)}
 KINDS: tuple[FdKind, ...] = (Box(), Node(), Stone(), Wire(), File(), Epoll())

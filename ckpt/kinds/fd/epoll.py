@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ckpt.kinds.base import CannotUndo, RawDescriptor, Wants, Work, call, set_flags
@@ -60,8 +61,11 @@ class Epoll:
         return [*calls, *set_flags(fd, now.flags, wanted.flags)]
 
     def recreate(self, wanted: OpenFile) -> Sequence[RemoteCall]:
-        """Empty: what it watches is added by `adjust` once every number is right. O_NONBLOCK says nothing on an epoll."""
+        """Empty: what it watches is added by `settle` once every number is right. O_NONBLOCK says nothing on an epoll."""
         return [call(nr("epoll_create1"), 0, note="epoll")]
+
+    def settle(self, fd: int, wanted: OpenFile) -> Sequence[RemoteCall]:
+        return self.adjust(fd, replace(wanted, state={"entries": []}), wanted)
 
     def _change(self, fd: int, here: Entry, there: Entry) -> list[RemoteCall]:
         if (here["events"] | there["events"]) & EXCLUSIVE:  # EPOLL_CTL_MOD refuses it

@@ -1,7 +1,8 @@
 """Regular files: path, identity, position, flags, locks. Contents are the file system's: no rollback takes them back.
 
-A file that has no name any more (st_nlink = 0) is captured too: in place its descriptor still is, but it cannot be opened
-again. A name may really end in " (deleted)", so the number of links decides.
+A file that has no name any more (st_nlink = 0) is the program's own: its contents are captured (Work.UNNAMED) as pages of an object
+space, like those of a memfd. In place its descriptor still is; for a restore it is made anew once (ckpt/plan/objects.py) and opened
+through `through`: so it is one file however often it is open. A name may really end in " (deleted)", so the number of links decides.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ import os
 import stat
 from collections.abc import Sequence
 
-from ckpt.kinds.base import CannotUndo, RawDescriptor, Unsupported, Wants, call, result, same, set_flags
+from ckpt.kinds.base import UNNAMED_BYTES, CannotUndo, RawDescriptor, Unsupported, Wants, Work, call, result, same, set_flags
+from ckpt.kinds.fd import locks
 from ckpt.model import OpenFile, RemoteArg, RemoteCall
 from ckpt.procfs import parse_fdinfo
 from ckpt.syscalls.names import nr
 
 O_PATH = 0o10000000
-O_ONCE = 0o100 | 0o200 | 0o400 | 0o1000 | 0o20000000  #: O_CREAT O_EXCL O_NOCTTY O_TRUNC and O_TMPFILE's own bit: for opening only
+O_TMPFILE = 0o20000000  #: its own bit; the kernel keeps it among the flags, with O_DIRECTORY
+O_ONCE = 0o100 | 0o200 | 0o400 | 0o1000 | O_TMPFILE  #: with O_CREAT O_EXCL O_NOCTTY O_TRUNC: for opening only
 _DELETED = " (deleted)"
-_LOCK_UN = 8
+_MIB = 1 << 20
 
 
 def path_of(raw: RawDescriptor) -> str:
@@ -30,12 +33,13 @@ def seek(fd: int | RemoteArg, pos: int) -> RemoteCall:
 
 
 def reopen(wanted: OpenFile) -> list[RemoteCall]:
-    """open(path) with the flags that last, and the position. Whether the path still leads to that file, the executor checks."""
+    """open(path) with the flags that last, and the position. Whether the path still leads to that file, the plan checks."""
     path = wanted.state["path"]
-    if wanted.state["deleted"]:
-        raise CannotUndo(f"{path} has been deleted, it cannot be opened again")
+    through = wanted.state.get("through")
+    if wanted.state["deleted"] and through is None:
+        raise CannotUndo(f"{path} has been deleted, and its contents were not captured")
     flags = wanted.flags & ~O_ONCE
-    made = call(nr("open"), os.fsencode(path) + b"\0", flags, 0, note=f"open {path}")
+    made = call(nr("open"), os.fsencode(through or path) + b"\0", flags, 0, note=f"open {path}")
     if not wanted.pos or flags & O_PATH:
         return [made]
     return [made, seek(result(0), wanted.pos), same(0)]
@@ -44,10 +48,17 @@ def reopen(wanted: OpenFile) -> list[RemoteCall]:
 class File:
     name = "file"
     order = 40
-    wants = (Wants(format=stat.S_IFREG),)
+    wants = (Wants(format=stat.S_IFREG, work=Work.UNNAMED),)
 
     def recognises(self, raw: RawDescriptor) -> bool:
         return stat.S_ISREG(raw.mode)
+
+    def caution(self, raw: RawDescriptor) -> str | None:
+        """For the pre-flight: what a snapshot will not hold."""
+        if raw.nlink or raw.size <= UNNAMED_BYTES:
+            return None
+        size = f"{raw.size // _MIB} MiB, more than {UNNAMED_BYTES // _MIB} MiB"
+        return f"{path_of(raw)} has been deleted and holds {size}: its contents are not captured, it cannot be restored"
 
     def parse(self, raw: RawDescriptor) -> OpenFile:
         info = parse_fdinfo(raw.fdinfo)
@@ -59,9 +70,12 @@ class File:
             "ino": raw.ino,
             "size": raw.size,
             "deleted": raw.nlink == 0,
-            "locks": [" ".join(lock.split()[1:4]) for lock in info.locks],
+            "locks": sorted(locks.text_of(lock) for lock in info.locks),
         }
-        return OpenFile(raw.file, self.name, info.open_flags, info.pos, state)
+        if raw.nlink == 0:
+            state["mode"] = stat.S_IMODE(raw.mode)
+        flags = info.open_flags & ~(O_TMPFILE | os.O_DIRECTORY) if info.open_flags & O_TMPFILE else info.open_flags
+        return OpenFile(raw.file, self.name, flags, info.pos, state)
 
     def adjust(self, fd: int, now: OpenFile, wanted: OpenFile) -> Sequence[RemoteCall]:
         calls = list(self._locks(fd, now, wanted))
@@ -70,18 +84,21 @@ class File:
         return [*calls, *set_flags(fd, now.flags, wanted.flags)]
 
     def _locks(self, fd: int, now: OpenFile, wanted: OpenFile) -> Sequence[RemoteCall]:
-        """Locks ("FLOCK ADVISORY WRITE") that were taken since are given back; one that was given back may be another's by now."""
+        """Locks that were taken since are given back; one that was given back may be another's by now."""
         there, want = now.state["locks"], wanted.state["locks"]
         if there == want:
             return []
-        if want or any(not lock.startswith("FLOCK") for lock in there):
+        if want:
             raise CannotUndo(f"the locks on {wanted.state['path']} have changed")
-        return [call(nr("flock"), fd, _LOCK_UN, note="flock LOCK_UN")]
+        return locks.give_back(fd, there)
 
     def recreate(self, wanted: OpenFile) -> Sequence[RemoteCall]:
-        if wanted.state["locks"]:
-            raise CannotUndo(f"{wanted.state['path']} was locked, the lock may be another's by now")
-        return reopen(wanted)
+        calls = reopen(wanted)
+        held = locks.with_file(result(0), wanted.state["locks"], wanted.state["path"])
+        return [*calls, *held, same(0)] if held else calls
+
+    def settle(self, fd: int, wanted: OpenFile) -> Sequence[RemoteCall]:
+        return locks.of_process(fd, wanted.state["locks"], wanted.state["path"])
 
 
 KIND = File()

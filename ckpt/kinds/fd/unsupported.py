@@ -38,8 +38,6 @@ def reason(raw: RawDescriptor) -> str | None:
         return f"namespace handle {link}"
     if link.startswith("/secretmem"):
         return "memfd_secret"
-    if stat.S_ISFIFO(raw.mode) and not link.startswith("pipe:["):
-        return f"FIFO {link}"
     if stat.S_ISBLK(raw.mode):
         return f"block device {link}"
     if stat.S_ISREG(raw.mode) and raw.size == _MQUEUE_SIZE and os.major(raw.dev) == 0 and re.fullmatch(r"/[^/]+", link):

@@ -1,0 +1,302 @@
+"""Open files of a task that is killed and restored, kind by kind: the program is asked, then and now, and every line of fdinfo that
+can be the same is the same."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.asked import Asked
+from tests.e2e.test_restore import revive
+from tests.harness import Ckpt
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: acts on other processes")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the program lives; nothing else is in it."""
+    (tmp_path / "program").mkdir()
+    return tmp_path / "program"
+
+
+@pytest.fixture
+def program(folder: Path) -> Iterator[Asked]:
+    with Asked() as asked:
+        asked.tell(f"import errno, struct, termios, tty; os.chdir({str(folder)!r})")
+        yield asked
+
+
+@dataclass(frozen=True)
+class Case:
+    setup: str
+    probe: str  #: the same then and now; must not change what it looks at
+    use: str = "None"  #: works only if the thing is whole; asked after the restore
+    expect: Any = None
+    change: str = ""  #: for a rollback in place
+    fds: str = "[]"  #: numbers whose fdinfo is compared
+
+
+CASES = {
+    "a deleted file": Case(
+        "fd = os.open('gone', os.O_RDWR | os.O_CREAT); os.write(fd, b'x' * 9000 + b'end'); os.lseek(fd, 8998, 0); os.unlink('gone')",
+        "[os.pread(fd, 20000, 0), os.lseek(fd, 0, 1), os.fstat(fd).st_nlink, os.readlink(f'/proc/self/fd/{fd}')]",
+        "[os.read(fd, 5), os.listdir('.')]",
+        [b"xxend", []],
+        "os.pwrite(fd, b'changed', 100); os.ftruncate(fd, 200); os.lseek(fd, 0, 0)",
+        "[fd]",
+    ),
+    "a deleted file with holes": Case(
+        "fd = os.open('gone', os.O_RDWR | os.O_CREAT); os.ftruncate(fd, 1 << 21); os.pwrite(fd, b'here', 1 << 20); os.unlink('gone')",
+        "[os.fstat(fd).st_size, os.pread(fd, 8, (1 << 20) - 2), os.pread(fd, 4, 0)]",
+        change="os.pwrite(fd, b'there', 2)",
+    ),
+    "one deleted file, open three times": Case(
+        "one = os.open('gone', os.O_RDWR | os.O_CREAT, 0o640); os.write(one, b'0123456789'); two = os.open('gone', os.O_RDONLY); "
+        "three = os.open('gone', os.O_WRONLY | os.O_APPEND); four = os.dup(two); os.unlink('gone'); os.lseek(two, 4, 0)",
+        "[os.fstat(fd).st_ino == os.fstat(one).st_ino for fd in (two, three, four)] + [oct(os.fstat(one).st_mode)]",
+        "[os.write(three, b'ab'), os.read(two, 3), os.read(four, 3), os.pread(one, 20, 0)]",
+        [2, b"456", b"789", b"0123456789ab"],
+        fds="[one, two, three, four]",
+    ),
+    "two deleted files of one name": Case(
+        "one = os.open('gone', os.O_RDWR | os.O_CREAT); os.unlink('gone'); two = os.open('gone', os.O_RDWR | os.O_CREAT); "
+        "os.unlink('gone'); os.write(one, b'first'); os.write(two, b'second')",
+        "[os.pread(one, 9, 0), os.pread(two, 9, 0)]",
+    ),
+    "O_TMPFILE": Case(
+        "fd = os.open('.', os.O_TMPFILE | os.O_RDWR); os.write(fd, b'nameless')",
+        "[os.pread(fd, 9, 0), os.fstat(fd).st_nlink, os.listdir('.')]",
+        "[libc.linkat(-100, f'/proc/self/fd/{fd}'.encode(), -100, b'named', 0x400), open('named').read(), os.unlink('named')]",
+        [0, "nameless", None],
+        "os.pwrite(fd, b'other', 2)",
+    ),
+    "a log": Case(
+        "fd = os.open('log', os.O_WRONLY | os.O_CREAT | os.O_APPEND); os.write(fd, b'one ')",
+        "[os.lseek(fd, 0, 1), fcntl.fcntl(fd, fcntl.F_GETFL)]",
+        "[os.write(fd, b'two'), open('log').read()]",
+        [3, "one two"],
+        fds="[fd]",
+    ),
+    "a path only": Case(
+        "open('file', 'w').write('a'); os.symlink('file', 'link'); os.mkfifo('fifo'); "
+        "fds = [os.open(name, os.O_PATH | os.O_NOFOLLOW) for name in ('file', 'link', 'fifo', '.')]",
+        "[(fcntl.fcntl(fd, fcntl.F_GETFL), os.readlink(f'/proc/self/fd/{fd}'), os.fstat(fd).st_ino) for fd in fds]",
+        "[os.readlink('', dir_fd=fds[1]), os.listdir(f'/proc/self/fd/{fds[3]}').sort()]",
+        ["file", None],
+        fds="fds",
+    ),
+    "a directory half read": Case(
+        "[open(f'f{n}', 'w').close() for n in range(50)]; fd = os.open('.', os.O_RDONLY); room = bytearray(512); "
+        "some = libc.syscall(217, fd, (ctypes.c_char * 512).from_buffer(room), 512); "
+        "rest = lambda: [libc.syscall(217, fd, ctypes.create_string_buffer(65536), 65536), os.lseek(fd, 0, 1)]; "
+        "here = os.lseek(fd, 0, 1); left = rest(); back = os.lseek(fd, here, 0)",
+        "os.lseek(fd, 0, 1)",
+        "rest() == left and left[0] > 500",
+        True,
+        "os.lseek(fd, 0, 0)",
+        "[fd]",
+    ),
+    "flock": Case(
+        "fd = os.open('lock', os.O_RDWR | os.O_CREAT); fcntl.flock(fd, fcntl.LOCK_EX); two = os.open('lock', os.O_RDWR)",
+        "'FLOCK  ADVISORY  WRITE' in open(f'/proc/self/fdinfo/{fd}').read()",
+        "[fcntl.flock(fd, fcntl.LOCK_UN), fcntl.flock(two, fcntl.LOCK_EX | fcntl.LOCK_NB)]",
+        [None, None],
+    ),
+    "POSIX locks": Case(
+        "fd = os.open('lock', os.O_RDWR | os.O_CREAT); two = os.open('lock', os.O_RDONLY); fcntl.lockf(fd, fcntl.LOCK_EX, 10, 5); "
+        "fcntl.lockf(fd, fcntl.LOCK_SH, 0, 100); fcntl.lockf(two, fcntl.LOCK_SH, 3, 50)",
+        "sorted(line.split(None, 2)[2] for fd in (fd, two) for line in open(f'/proc/self/fdinfo/{fd}') if line.startswith('lock'))",
+        fds="[fd, two]",
+    ),
+    "locks of an open file": Case(
+        "fd = os.open('lock', os.O_RDWR | os.O_CREAT); fcntl.fcntl(fd, 37, struct.pack('<hh4xqqi4x', 1, 0, 3, 4, 0)); two = os.dup(fd)",
+        "[line for line in open(f'/proc/self/fdinfo/{two}') if line.startswith('lock')]",
+    ),
+    "a pipe's packets": Case(
+        "ends = os.pipe2(os.O_DIRECT); [os.write(ends[1], b'p' * size) for size in (3, 500, 1, 4096)]",
+        "[fcntl.fcntl(ends[1], 1032), fcntl.ioctl(ends[0], 0x541b, bytes(4))]",
+        "[len(os.read(ends[0], 9000)) for _ in range(4)] + [os.write(ends[1], b'12'), os.write(ends[1], b'3'), os.read(ends[0], 9)]",
+        [3, 500, 1, 4096, 2, 1, b"12"],
+        "os.read(ends[0], 1); os.write(ends[1], b'other')",
+        "ends",
+    ),
+    "a large pipe, nearly full": Case(
+        "ends = os.pipe2(os.O_NONBLOCK); fcntl.fcntl(ends[1], 1031, 1 << 18); os.write(ends[1], bytes(range(256)) * 1000)",
+        "[fcntl.fcntl(ends[0], 1032), fcntl.ioctl(ends[0], 0x541b, bytes(4))]",
+        "os.read(ends[0], 1 << 20) == bytes(range(256)) * 1000",
+        True,
+        fds="ends",
+    ),
+    "a pipe whose writer has left": Case(
+        "ends = os.pipe(); os.write(ends[1], b'last words'); os.close(ends[1])",
+        "select.select([ends[0]], [], [], 0)[0] == [ends[0]]",
+        "[os.read(ends[0], 20), os.read(ends[0], 20)]",
+        [b"last words", b""],
+    ),
+    "a FIFO": Case(
+        "os.mkfifo('fifo'); ends = [os.open('fifo', os.O_RDONLY | os.O_NONBLOCK), os.open('fifo', os.O_WRONLY)]; "
+        "os.write(ends[1], b'in it')",
+        "[fcntl.ioctl(ends[0], 0x541b, bytes(4)), [fcntl.fcntl(fd, fcntl.F_GETFL) for fd in ends]]",
+        "[os.read(ends[0], 20), os.write(ends[1], b'more'), os.read(ends[0], 20), os.close(ends[1]), os.read(ends[0], 20)]",
+        [b"in it", 4, b"more", None, b""],
+        "os.read(ends[0], 2); os.write(ends[1], b'other')",
+        "ends",
+    ),
+    "a FIFO that waits for a writer": Case(
+        "os.mkfifo('fifo'); end = os.open('fifo', os.O_RDONLY | os.O_NONBLOCK); poll = select.poll(); poll.register(end)",
+        "poll.poll(0)",
+        fds="[end]",
+    ),
+    "a FIFO both ways": Case(
+        "os.mkfifo('fifo'); end = os.open('fifo', os.O_RDWR); os.write(end, b'to myself')",
+        "fcntl.ioctl(end, 0x541b, bytes(4))",
+        "os.read(end, 20)",
+        b"to myself",
+        fds="[end]",
+    ),
+}
+
+_FDINFO_PASSING = re.compile(r"^(ino|mnt_id|eventfd-id|lock):.*\n?|ino:[0-9a-f]+ |sdev:[0-9a-f]+", re.M)
+
+
+def infos(program: Asked, fds: str) -> list[str]:
+    numbers = program.tell(f"list({fds})")
+    return [_FDINFO_PASSING.sub("", Path(f"/proc/{program.pid}/fdinfo/{fd}").read_text()) for fd in numbers]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_what_it_was(name: str, ckpt: Ckpt, program: Asked) -> None:
+    case = CASES[name]
+    program.tell(case.setup)
+    before, shown = program.tell(case.probe), infos(program, case.fds)
+    generation = ckpt.snapshot(program.pid)["generation"]
+    program.kill()
+    said = revive(ckpt, program, generation)
+    assert said["warnings"] == []
+    assert infos(program, case.fds) == shown
+    assert program.tell(case.probe) == before
+    again = ckpt.snapshot(program.pid)["generation"]
+    program.kill()
+    revive(ckpt, program, again)
+    assert program.tell(case.probe) == before
+    assert infos(program, case.fds) == shown
+    assert program.tell(case.use) == case.expect
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.change])
+def test_it_is_rolled_back(name: str, ckpt: Ckpt, program: Asked) -> None:
+    case = CASES[name]
+    program.tell(case.setup)
+    before, shown = program.tell(case.probe), infos(program, case.fds)
+    generation = ckpt.snapshot(program.pid)["generation"]
+    program.tell(case.change)
+    assert (program.tell(case.probe), infos(program, case.fds)) != (before, shown), "nothing was changed: nothing is tested"
+    done = ckpt.run("rollback", generation, "--pid", program.pid, "--json")
+    assert done.code == 0, done.err
+    assert program.tell(case.probe) == before
+    assert infos(program, case.fds) == shown
+    assert program.tell(case.use) == case.expect
+
+
+# ---- what is no longer as it was ----
+
+
+def killed(ckpt: Ckpt, program: Asked, setup: str) -> int:
+    program.tell(setup)
+    generation = int(ckpt.snapshot(program.pid)["generation"])
+    program.kill()
+    return generation
+
+
+OPEN = "fd = os.open('file', os.{0} | os.O_CREAT); os.write(fd, b'0123456789'); os.lseek(fd, 6, 0)"
+
+
+def test_a_file_that_is_gone_another_or_shorter_is_named(ckpt: Ckpt, program: Asked, folder: Path) -> None:
+    path = folder / "file"
+    generation = killed(ckpt, program, OPEN.format("O_RDWR"))
+    path.rename(folder / "aside")
+    ckpt.run("restore", generation).refused(3, str(path), "is gone")
+    path.write_bytes(b"0123456789")
+    ckpt.run("restore", generation).refused(3, str(path), "another file")
+    (folder / "aside").rename(path)
+    os.truncate(path, 5)
+    ckpt.run("restore", generation).refused(3, str(path), "shorter", "10 bytes then, 5 now", "position 6")
+    assert not Path(f"/proc/{program.pid}").exists()
+    path.write_bytes(b"x" * 12)
+    (warning,) = revive(ckpt, program, generation)["warnings"]
+    assert "longer (10 bytes then, 12 now)" in warning
+    assert program.tell("os.read(fd, 100)") == b"x" * 6
+
+
+def test_a_log_goes_on_at_its_end(ckpt: Ckpt, program: Asked, folder: Path) -> None:
+    log = folder / "file"
+    generation = killed(ckpt, program, "fd = os.open('file', os.O_WRONLY | os.O_CREAT | os.O_APPEND); os.write(fd, b'0123456789')")
+    log.write_bytes(b"0123456789 and what others wrote")
+    assert revive(ckpt, program, generation)["warnings"] == []
+    program.tell("os.write(fd, b'+')")
+    assert log.read_bytes() == b"0123456789 and what others wrote+"
+    program.kill()
+    os.truncate(log, 3)
+    (warning,) = revive(ckpt, program, generation)["warnings"]
+    assert "it goes on at its end" in warning
+    program.tell("os.write(fd, b'!')")
+    assert log.read_bytes() == b"012!"
+
+
+@pytest.mark.parametrize(
+    ("setup", "take"),
+    [
+        ("fcntl.flock(fd, fcntl.LOCK_EX)", lambda fd: fcntl.flock(fd, fcntl.LOCK_SH)),
+        ("fcntl.lockf(fd, fcntl.LOCK_EX, 4, 2)", lambda fd: fcntl.lockf(fd, fcntl.LOCK_SH, 1, 5)),
+        ("fcntl.lockf(fd, fcntl.LOCK_SH)", lambda fd: fcntl.fcntl(fd, 37, struct.pack("<hh4xqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))),
+    ],
+)
+def test_a_lock_that_another_has_by_then_is_named(setup: str, take: Any, ckpt: Ckpt, program: Asked, folder: Path) -> None:
+    generation = killed(ckpt, program, OPEN.format("O_RDWR") + "; " + setup)
+    fd = os.open(folder / "file", os.O_RDWR)
+    try:
+        take(fd)
+        ckpt.run("restore", generation).refused(3, str(folder / "file"), "lock")
+    finally:
+        os.close(fd)
+    revive(ckpt, program, generation)
+    assert program.tell("'ADVISORY' in open(f'/proc/self/fdinfo/{fd}').read()") is True
+
+
+def test_a_deleted_file_that_is_too_large_is_told_at_once(ckpt: Ckpt, program: Asked) -> None:
+    program.tell("fd = os.open('gone', os.O_RDWR | os.O_CREAT); os.ftruncate(fd, 65 << 20); os.unlink('gone')")
+    checked = ckpt.run("check", program.pid)
+    assert "cannot be restored" in checked.out + checked.err
+    generation = ckpt.snapshot(program.pid)["generation"]
+    program.tell("value = 1")
+    assert ckpt.run("rollback", generation, "--pid", program.pid).code == 0
+    program.kill()
+    ckpt.run("restore", generation).refused(3, "gone", "were not captured")
+
+
+def test_a_deleted_file_whose_name_or_directory_is_no_longer_free(ckpt: Ckpt, program: Asked, folder: Path) -> None:
+    """It is made again without a name that leads anywhere, and that is told."""
+    (folder / "inner").mkdir()
+    generation = killed(
+        ckpt, program, "fd = os.open('inner/gone', os.O_RDWR | os.O_CREAT); os.write(fd, b'still'); os.unlink('inner/gone')"
+    )
+    (folder / "inner/gone").write_text("another")
+    (warning,) = revive(ckpt, program, generation)["warnings"]
+    assert str(folder / "inner") in warning
+    assert program.tell("[os.pread(fd, 9, 0), os.fstat(fd).st_nlink, os.listdir('inner')]") == [b"still", 0, ["gone"]]
+    assert (folder / "inner/gone").read_text() == "another"
+    program.kill()
+    (folder / "inner/gone").unlink()
+    (folder / "inner").rmdir()
+    (warning,) = revive(ckpt, program, generation)["warnings"]
+    assert "is gone" in warning
+    assert program.tell("os.pread(fd, 9, 0)") == b"still"
