@@ -14,7 +14,7 @@ What C answers to each Work (little endian; n = bytes that follow). An answer th
     PEEK        AF_UNIX, UDP, and TCP whose two names have one address. Per message of the receive queue: u32 n, u32 flags (1: it
                 carries descriptors or other control data; 2: a pending error forbids to look), u32 n_from, bytes[n],
                 from[n_from] (the sender's struct sockaddr, of datagrams); a stream is one message
-    TIMERFD     struct itimerspec (interval, value): 4 x i64; then u64 CLOCK_MONOTONIC and u64 CLOCK_REALTIME, ns, of that moment
+    TIMERFD     struct itimerspec (interval, value): 4 x i64; then u64 CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_BOOTTIME, ns, of that moment
     SEALS       i32, F_GET_SEALS or -errno
     CONTENTS    nothing: the pages are an object space
     TTY         struct termios2 (44 bytes), struct winsize (8 bytes), then i32, each -errno where there is none: TIOCGPTN,

@@ -1,44 +1,34 @@
-"""What a restored tree needs of the machine around it, looked up or made before anything is born: the groups that it was in, the
-CPUs that are there, directories. What is missing is said by name; the wanted snapshot learns what the kinds then use.
+"""What a restored tree needs of the machine around it, looked up or made before anything is born: the groups that it was in, the CPUs
+that are there, directories, terminals and the like (files.py). What is missing is said by name; the wanted snapshot learns what the
+kinds then use.
 
-Nothing here acts on a process. What is made is held open until the restore is over (a context manager).
+Nothing here acts on a process. What is made is held open by the caller until the restore is over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from ckpt.errors import RefusedError
 from ckpt.live import cgroups
+from ckpt.live.files import Files
 from ckpt.model import Snapshot, State, Task, Thread
 
 _ONLINE = Path("/sys/devices/system/cpu/online")
 
 
 class Surroundings:
-    """`wanted`: the snapshot with what was found; `warnings`: what could not be found."""
+    """`wanted`: the snapshot with what was found; `warnings`: what could not be found. `keep`: takes in descriptors of ours that
+    newborns are to have."""
 
-    def __init__(self, wanted: Snapshot) -> None:
-        self.wanted = wanted
+    def __init__(self, wanted: Snapshot, keep: list[int]) -> None:
         self.warnings: list[str] = []
-        self._held = ExitStack()
-
-    def __enter__(self) -> Self:
-        try:
-            tasks = [self._task(task) for task in self.wanted.tasks]
-        except BaseException:
-            self._held.close()
-            raise
-        self.wanted = replace(self.wanted, tasks=tuple(tasks))
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._held.close()
+        tasks = [self._task(task) for task in wanted.tasks]
+        files = Files(replace(wanted, tasks=tuple(tasks)), keep)
+        self.warnings += files.warnings
+        self.wanted = files.wanted
 
     # ---- tasks ----
 

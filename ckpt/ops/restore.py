@@ -96,7 +96,7 @@ def restore(
         generation, wanted = history.load(history.resolve(request.generation, pid=request.pid))
         streams = stack.enter_context(Streams())
         redirected = redirect(wanted, request.streams, streams.open, streams.pass_on if request.foreground else None)
-        around = stack.enter_context(Surroundings(redirected.wanted))
+        around = Surroundings(redirected.wanted, streams.numbers)
         clock.lap("opened")
         if request.replace and (old := replacing.living(generation, wanted)) is not None:
             _rehearse(request, around.wanted, streams, old)

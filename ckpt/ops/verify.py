@@ -90,7 +90,7 @@ def verify(request: Request, progress: Callable[[str], None] = lambda _text: Non
         generation, kept = history.load(history.resolve(request.generation, pid=request.pid))
         streams = stack.enter_context(Streams())
         redirected = redirect(kept, {}, streams.open, everywhere=True)
-        around = stack.enter_context(Surroundings(redirected.wanted))
+        around = Surroundings(redirected.wanted, streams.numbers)
         clock.lap("opened")
         spaces = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWNET
         born = stack.enter_context(Newborns(around.wanted, Place.APART, streams.numbers, namespaces=spaces))

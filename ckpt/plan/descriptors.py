@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ckpt.kinds.base import FdKind, fd_kinds, result, value
-from ckpt.model import RemoteArg, Snapshot, Task
+from ckpt.model import OpenFile, RemoteArg, Snapshot, Task
 from ckpt.plan import batch as b
 from ckpt.plan.batch import Batch
 from ckpt.plan.fates import Fate, Fates
@@ -192,8 +192,15 @@ class _Table:
         batch.add(b.NR_CLOSE, fd, note=f"close fd {fd}")
 
     def _adjust(self, batch: Batch) -> None:
-        """Each open file once, in the first task that has it; epoll sets last."""
+        """Each open file once, in the first task that has it; epoll sets late, and last of all POSIX locks, which are lost when any
+        descriptor of their file is closed."""
         fates = self.fates
         mine = dict.fromkeys(item.file for item in self.there.values() if fates.at_wanted[item.file][0][0] == self.pid)
-        for identity in sorted(mine, key=lambda item: (fates.there[item].kind == "epoll", item)):
+        for identity in sorted(mine, key=lambda item: (_rank(fates.there[item]), item)):
             batch.extend(fates.of[identity].adjust)
+
+
+def _rank(file: OpenFile) -> int:
+    if file.kind == "epoll":
+        return 1
+    return 2 if any(lock.startswith("POSIX") for lock in file.state.get("locks", ())) else 0

@@ -170,7 +170,8 @@ class Fates:
                 if survivor is None:
                     return False
                 seen = survivor
-            self.of[file.id] = Fate(source=source, adjust=tuple(kind.adjust(fd, seen, file)))
+            goal = self._placed(file) if file.kind == "epoll" else file
+            self.of[file.id] = Fate(source=source, adjust=tuple(kind.adjust(fd, seen, goal)))
             self._tell(kind, file, source)
         except Moved as error:
             if self.tcp == "keep":
@@ -252,7 +253,21 @@ class Fates:
 
     def _after(self, kind: FdKind, file: OpenFile) -> tuple[RemoteCall, ...]:
         """What waits until the numbers are right."""
-        return tuple(kind.settle(self.at_wanted[file.id][0][1], file)) if isinstance(kind, SettledKind) else ()
+        seen = self._placed(file) if file.kind == "epoll" else file
+        return tuple(kind.settle(self.at_wanted[file.id][0][1], seen)) if isinstance(kind, SettledKind) else ()
+
+    def _placed(self, file: OpenFile) -> OpenFile:
+        """A set whose entries know what stands at their numbers once the table is right, where that is not what they watch."""
+        pid = self._maker(file)
+        table = {item.fd: item for item in self.wanted.task(pid).descriptors}
+        entries = []
+        for entry in file.state["entries"]:
+            places = [fd for holder, fd in self.at_wanted.get(entry["file"], ()) if holder == pid]
+            if places and entry["fd"] not in places:
+                there = table.get(entry["fd"])
+                entry = {**entry, "holder": places[0], "cloexec": there.cloexec if there else None}
+            entries.append(entry)
+        return replace(file, state={**file.state, "entries": entries})
 
     def _tell(self, kind: FdKind, file: OpenFile, source: OpenFile | None) -> None:
         for text in kind.caveats(source, file) if isinstance(kind, CandidKind) else ():

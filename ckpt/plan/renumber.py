@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ckpt.model import PidRef, Snapshot, State, Task, Thread
+from ckpt.model import OpenFile, PidRef, Snapshot, State, Task, Thread
 
 
 def renumbered(snapshot: Snapshot, numbers: Mapping[int, int]) -> Snapshot:
@@ -17,7 +17,8 @@ def renumbered(snapshot: Snapshot, numbers: Mapping[int, int]) -> Snapshot:
     if all(old == new for old, new in numbers.items()):
         return snapshot
     root = PidRef(numbers.get(snapshot.root.pid, snapshot.root.pid), snapshot.root.start_ticks)
-    return replace(snapshot, root=root, tasks=tuple(_task(task, numbers) for task in snapshot.tasks))
+    files = tuple(_pidfd(file, numbers) if file.kind == "pidfd" else file for file in snapshot.files)
+    return replace(snapshot, root=root, tasks=tuple(_task(task, numbers) for task in snapshot.tasks), files=files)
 
 
 def _task(task: Task, numbers: Mapping[int, int]) -> Task:
@@ -29,6 +30,10 @@ def _task(task: Task, numbers: Mapping[int, int]) -> Task:
 
 def _thread(thread: Thread, numbers: Mapping[int, int]) -> Thread:
     return replace(thread, tid=numbers.get(thread.tid, thread.tid))
+
+
+def _pidfd(file: OpenFile, numbers: Mapping[int, int]) -> OpenFile:
+    return replace(file, state={**file.state, "pid": numbers.get(file.state["pid"], file.state["pid"])})
 
 
 def _timers(state: State, numbers: Mapping[int, int]) -> State:

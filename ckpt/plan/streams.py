@@ -54,11 +54,11 @@ def redirect(
 
 
 def leads_out(file: OpenFile) -> bool:
-    return (file.kind == "device" and file.state.get("device") == "tty") or bool(file.state.get("outside"))
+    return (file.kind == "device" and file.state.get("device") == "tty") or (file.kind != "fifo" and bool(file.state.get("outside")))
 
 
 def _what(file: OpenFile) -> str:
-    return f"terminal {file.state['path']}" if file.kind == "device" else f"the other end of its {file.kind} is outside the tree"
+    return f"terminal {file.state['path']}" if file.kind in ("device", "pty") else f"the other end of its {file.kind} is outside the tree"
 
 
 def _unwatched(file: OpenFile, changed: Mapping[int, OpenFile]) -> OpenFile:

@@ -41,6 +41,8 @@ class InotifyWatch:
     ino: int
     sdev: int
     mask: int
+    handle_type: int = 0
+    handle: bytes = b""  #: struct file_handle's own bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,10 @@ class FdInfo:
 _EPOLL = re.compile(
     r"tfd:\s*(\d+)\s+events:\s*([0-9a-f]+)\s+data:\s*([0-9a-f]+)(?:\s+pos:\s*(-?\d+)\s+ino:\s*([0-9a-f]+)\s+sdev:\s*([0-9a-f]+))?"
 )
-_INOTIFY = re.compile(r"inotify wd:([0-9a-f]+) ino:([0-9a-f]+) sdev:([0-9a-f]+) mask:([0-9a-f]+)")
+_INOTIFY = re.compile(
+    r"inotify wd:([0-9a-f]+) ino:([0-9a-f]+) sdev:([0-9a-f]+) mask:([0-9a-f]+)"
+    r"(?: ignored_mask:[0-9a-f]+ )?(?:\s*fhandle-bytes:[0-9a-f]+ fhandle-type:([0-9a-f]+) f_handle:([0-9a-f]*))?"
+)
 _TIMESPEC = re.compile(r"\(\s*(\d+)\s*,\s*(\d+)\s*\)")
 
 
@@ -97,8 +102,8 @@ def _inotify(line: str) -> InotifyWatch | None:
     match = _INOTIFY.match(line)
     if match is None:
         return None
-    wd, ino, sdev, mask = (int(word, 16) for word in match.groups())
-    return InotifyWatch(wd, ino, sdev, mask)
+    wd, ino, sdev, mask, handle_type = (int(word, 16) for word in match.groups("0")[:5])
+    return InotifyWatch(wd, ino, sdev, mask, handle_type, bytes.fromhex(match[6] or ""))
 
 
 def _timer(found: dict[str, str]) -> TimerFd | None:

@@ -11,7 +11,7 @@
  *   PEEK        AF_UNIX, UDP, TCP of one address: per message of the receive queue u32 n, u32 flags (1: carries descriptors or other
  *               control data; 2: a pending error forbids to look), u32 n_from, bytes[n], from[n_from]: the sender's struct sockaddr, of datagrams; a stream is one message.
  *   TIMERFD     struct itimerspec, asked before fdinfo is read (until then an expired periodic timer shows nonsense there);
- *               u64 CLOCK_MONOTONIC, u64 CLOCK_REALTIME of that moment, ns
+ *               u64 CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_BOOTTIME of that moment, ns
  *   SEALS       i32 seals or -errno
  *   CONTENTS    no bytes; the pages are an object space with its CKPT_R_OBJECT
  *   TTY         struct termios2 (44 bytes), struct winsize (8), then i32, each -errno where there is none: TIOCGPTN, TIOCGPTLCK,

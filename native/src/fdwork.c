@@ -34,12 +34,14 @@ static int answer(struct window *window, const struct open_fd *entry, uint32_t w
 int fd_timer(struct window *window, pid_t pid, int fd, int dup) {
     struct {
         struct itimerspec value;
-        uint64_t monotonic, realtime; /* an absolute timer's instant = what remains + its clock at that moment */
+        uint64_t monotonic, realtime, boottime; /* an absolute timer's instant = what remains + its clock at that moment */
     } timer = {.monotonic = now_ns()};
-    struct timespec wall;
+    struct timespec wall, boot;
     if (sys_timerfd_get(dup, &timer.value))
         return 0;
     clock_gettime(CLOCK_REALTIME, &wall);
+    clock_gettime(CLOCK_BOOTTIME, &boot);
+    timer.boottime = (uint64_t)boot.tv_sec * 1000000000u + (uint64_t)boot.tv_nsec;
     timer.realtime = (uint64_t)wall.tv_sec * 1000000000u + (uint64_t)wall.tv_nsec;
     return sink_record(window->sink, CKPT_R_FD_WORK, pid, 0, fd, CKPT_W_TIMERFD, &timer, sizeof timer);
 }

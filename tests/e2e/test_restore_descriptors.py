@@ -163,6 +163,74 @@ CASES = {
         b"to myself",
         fds="[end]",
     ),
+    "inotify": Case(
+        "[open(name, 'w').close() for name in 'abc']; os.mkdir('inner'); fd = libc.inotify_init1(os.O_NONBLOCK); "
+        "[libc.inotify_add_watch(fd, name.encode(), mask) for name, mask in (('a', 2), ('inner', 0x300), ('b', 2), ('.', 0x80000200))]; "
+        "libc.inotify_rm_watch(fd, 1); gone = os.read(fd, 100)",
+        "sorted(line.split(' ignored')[0] for line in open(f'/proc/self/fdinfo/{fd}') if line.startswith('inotify'))",
+        "[open('inner/new', 'w').close(), struct.unpack('<iIII', os.read(fd, 100)[:16]), libc.inotify_add_watch(fd, b'c', 2)]",
+        [None, (2, 0x100, 0, 16), 5],
+        "libc.inotify_rm_watch(fd, 3); libc.inotify_add_watch(fd, b'c', 8); open('inner/x', 'w').close(); os.unlink('inner/x')",
+        "[fd]",
+    ),
+    "a pty": Case(
+        "master, slave = os.openpty(); two = os.dup(slave); attributes = termios.tcgetattr(slave); attributes[3] &= ~termios.ECHO; "
+        "termios.tcsetattr(slave, 0, attributes); fcntl.ioctl(master, 0x5414, struct.pack('<4H', 33, 99, 0, 0))",
+        "[os.ttyname(slave), fcntl.ioctl(two, 0x5413, bytes(8)), repr(termios.tcgetattr(slave)), os.isatty(master)]",
+        "[os.write(master, b'typed' + bytes([10])), os.read(slave, 100), os.write(two, b'shown'), os.read(master, 100)]",
+        [6, b"typed\n", 5, b"shown"],
+        "tty.setraw(slave); fcntl.ioctl(master, 0x5414, struct.pack('<4H', 1, 2, 0, 0))",
+        "[slave, two]",
+    ),
+    "a pty whose slave nobody has": Case(
+        "master = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)",
+        "[fcntl.ioctl(master, 0x80045430, bytes(4)), fcntl.ioctl(master, 0x80045439, bytes(4)), fcntl.fcntl(master, fcntl.F_GETFL)]",
+    ),
+    "pidfd": Case(
+        "fds = [os.pidfd_open(os.getpid()), os.pidfd_open(os.getpid(), os.O_NONBLOCK), os.pidfd_open(1)]",
+        "[[line for line in open(f'/proc/self/fdinfo/{fd}') if line.startswith(('Pid', 'flags'))] for fd in fds]",
+        "[select.select(fds, [], [], 0)[0], signal.pidfd_send_signal(fds[0], 0)]",
+        [[], None],
+    ),
+    "pidfd of a process that has ended": Case(
+        "child = os.fork() or os._exit(0); fd = os.pidfd_open(child); gone = os.waitpid(child, 0)",
+        "[[line for line in open(f'/proc/self/fdinfo/{fd}') if line.startswith('Pid')], select.select([fd], [], [], 0)[0] == [fd]]",
+    ),
+    "eventfd": Case(
+        "fds = [libc.eventfd(7, flags) for flags in (0, 1, os.O_NONBLOCK)]; os.write(fds[0], (2 ** 63).to_bytes(8, 'little'))",
+        "[line for fd in fds for line in open(f'/proc/self/fdinfo/{fd}') if line.startswith(('eventfd-c', 'eventfd-s', 'flags'))]",
+        "[int.from_bytes(os.read(fd, 8), 'little') for fd in fds]",
+        [2**63 + 7, 1, 7],
+        "[os.read(fd, 8) for fd in fds]",
+    ),
+    "signalfd": Case(
+        "old = signal.pthread_sigmask(signal.SIG_BLOCK, [10, 12]); "
+        "fd = libc.signalfd(-1, struct.pack('<Q', 1 << 9 | 1 << 11), os.O_NONBLOCK); os.kill(os.getpid(), 12)",
+        "[line for line in open(f'/proc/self/fdinfo/{fd}') if line.startswith(('sigmask', 'flags'))]",
+        "struct.unpack_from('<I', os.read(fd, 128))",
+        (12,),
+        fds="[fd]",
+    ),
+    "timerfd": Case(
+        "fds = [libc.timerfd_create(clock, 0) for clock in (1, 0, 7, 1, 1)]; room = (ctypes.c_long * 4)(); "
+        "spec = lambda *seconds: struct.pack('<4q', *(part for value in seconds for part in divmod(int(value * 1e9), 10 ** 9))); "
+        "[libc.timerfd_settime(fd, flags, spec(*times), None) for fd, flags, times in ((fds[0], 0, (500, 1000)), "
+        "(fds[1], 3, (0, 4e9)), (fds[2], 1, (0, time.clock_gettime(7) + 1e5)), (fds[3], 0, (1e6, 0.001)))]; time.sleep(0.01)",
+        "[line for fd in fds for line in open(f'/proc/self/fdinfo/{fd}') if line.startswith(('clock', 'ticks', 'settime', 'it_int'))]",
+        "[os.read(fds[3], 8)] + [[libc.timerfd_gettime(fd, room), room[2] // 200, room[0]] for fd in fds if fd != fds[1]]",
+        [b"\1" + bytes(7), [0, 4, 500], [0, 499, 0], [0, 4999, 10**6], [0, 0, 0]],
+    ),
+    "epoll": Case(
+        "ends = os.pipe(); event = libc.eventfd(0, 0); pool = select.epoll(); outer = select.epoll(); "
+        "pool.register(ends[0], 1 | 1 << 31); pool.register(event, 4 | 1 << 30); outer.register(pool, 1); twin = os.dup(event); "
+        "outer.register(twin, 1 | 1 << 28); os.close(twin); second = os.dup(ends[0]); pool.register(second, 1); "
+        "third = os.dup2(event, second)",
+        "sorted(line[:50] for fd in (pool.fileno(), outer.fileno()) for line in open(f'/proc/self/fdinfo/{fd}') if 'tfd' in line)",
+        "[outer.poll(0) == [(pool.fileno(), 1)], os.write(ends[1], b'x'), "
+        "sorted(pool.poll(0)) == sorted([(ends[0], 1), (event, 4), (second, 1)]), os.write(event, b'12345678'), "
+        "(twin, 1) in outer.poll(0)]",
+        [True, 1, True, 8, True],
+    ),
 }
 
 _FDINFO_PASSING = re.compile(r"^(ino|mnt_id|eventfd-id|lock):.*\n?|ino:[0-9a-f]+ |sdev:[0-9a-f]+", re.M)
@@ -170,7 +238,8 @@ _FDINFO_PASSING = re.compile(r"^(ino|mnt_id|eventfd-id|lock):.*\n?|ino:[0-9a-f]+
 
 def infos(program: Asked, fds: str) -> list[str]:
     numbers = program.tell(f"list({fds})")
-    return [_FDINFO_PASSING.sub("", Path(f"/proc/{program.pid}/fdinfo/{fd}").read_text()) for fd in numbers]
+    texts = [_FDINFO_PASSING.sub("", Path(f"/proc/{program.pid}/fdinfo/{fd}").read_text()) for fd in numbers]
+    return ["\n".join(sorted(text.splitlines())) for text in texts]  # a watch that was put back is listed first
 
 
 @pytest.mark.parametrize("name", CASES)

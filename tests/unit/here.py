@@ -59,10 +59,16 @@ def look(fd: int, identity: int = 0, watched: dict[int, int] | None = None) -> R
         work[Work.PIPE] = _pipe(fd)
     elif link.startswith("socket:["):
         _socket(fd, stat.st_ino, work, options)
+    elif stat_module.S_ISCHR(stat.st_mode) and link.startswith(("/dev/ptmx", "/dev/pts/")):
+        work[Work.TTY] = _tty(fd)
+    elif link == "anon_inode:inotify":
+        work[Work.QUEUED] = struct.pack("<i", _queued(fd))
     elif link == "anon_inode:[timerfd]":
         spec = (ctypes.c_int64 * 4)()
         assert _LIBC.timerfd_gettime(fd, spec) == 0
-        work[Work.TIMERFD] = bytes(spec) + struct.pack("<QQ", time.monotonic_ns(), time.time_ns())
+        work[Work.TIMERFD] = bytes(spec) + struct.pack(
+            "<3Q", time.monotonic_ns(), time.time_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        )
     elif link.startswith("/memfd:"):
         work[Work.SEALS] = struct.pack("<i", fcntl.fcntl(fd, 1034))
     fdinfo = Path(f"/proc/self/fdinfo/{fd}").read_text()
@@ -120,6 +126,16 @@ def _queued(fd: int, request: int = termios.FIONREAD) -> int:
     except OSError:  # netlink has none
         return 0
     return room[0]
+
+
+def _tty(fd: int) -> bytes:
+    answers = []
+    for request in (0x80045430, 0x80045439, 0x80045438, 0x80045440, 0x540F, 0x5429, 0x541B):
+        try:
+            answers.append(struct.unpack("<i", fcntl.ioctl(fd, request, bytes(4)))[0])
+        except OSError as error:
+            answers.append(-(error.errno or 1))
+    return fcntl.ioctl(fd, 0x802C542A, bytes(44)) + fcntl.ioctl(fd, 0x5413, bytes(8)) + struct.pack("<7i", *answers)
 
 
 def _pipe(fd: int) -> bytes:

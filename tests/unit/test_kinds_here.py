@@ -8,14 +8,20 @@ import os
 import select
 import signal
 import struct
+import termios
 import time
+import tty
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ckpt.errors import RefusedError
 from ckpt.kinds.base import CannotUndo, Unsupported, peers, with_outside
 from ckpt.kinds.fd import locks
+from ckpt.live import processes, watches
+from ckpt.live.terminals import Terminal
+from ckpt.model import OpenFile, PidRef, Snapshot
 from tests.unit.here import back, capture, close, kind_named, kind_of, look, made, run
 
 LIBC = ctypes.CDLL(None)
@@ -314,12 +320,8 @@ def test_memfd() -> None:
 
 
 def test_unsupported_descriptors_are_named(tmp_path: Path) -> None:
-    poll = LIBC.inotify_init()
     opened = {
-        "inotify": poll,
-        "pidfd": os.pidfd_open(os.getpid()),
         "namespace handle net:": os.open("/proc/self/ns/net", os.O_RDONLY),
-        "pty master": os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY),
     }
     for name, fd in opened.items():
         raw = look(fd)
@@ -330,11 +332,99 @@ def test_unsupported_descriptors_are_named(tmp_path: Path) -> None:
     close(opened.values())
 
 
-def test_terminal() -> None:
+def test_a_terminal_of_ones_own_gets_its_settings_back_and_is_made_anew() -> None:
     master, slave = os.openpty()
-    wanted = capture(slave)
-    assert (wanted.kind, wanted.state["device"]) == ("device", "tty")
+    fcntl.ioctl(master, 0x5414, struct.pack("<4H", 33, 99, 0, 0))
+    ends = with_outside([capture(master, 1), capture(slave, 2)])
+    assert [(end.kind, end.state["master"], end.state["outside"]) for end in ends] == [("pty", True, False), ("pty", False, False)]
+    assert ends[0].state["index"] == ends[1].state["index"]
+    settings = termios.tcgetattr(slave)
+    tty.setraw(slave)
+    fcntl.ioctl(master, 0x5414, struct.pack("<4H", 1, 2, 0, 0))
     os.set_blocking(slave, False)
-    assert back(slave, wanted) == wanted
-    assert signal.getsignal(signal.SIGTTOU) is not None
+    for fd, end in zip((master, slave), ends, strict=True):
+        assert back(fd, end) == replace(end, id=0, state={key: value for key, value in end.state.items() if key != "outside"})
+    assert termios.tcgetattr(slave) == settings
+    with pytest.raises(CannotUndo, match="pty"):
+        made(ends[0])
     close((master, slave))
+    keep: list[int] = []
+    anew = Terminal(ends[0], keep)
+    assert anew.index == ends[0].state["index"]
+    at = anew.ends(ends[0], [ends[1]])
+    again = [made(replace(end, state={**end.state, "at": at[end.id]})) for end in ends]
+    assert with_outside([capture(again[0], 1), capture(again[1], 2)]) == ends
+    other: list[int] = []
+    assert Terminal(ends[0], other).index != anew.index
+    close((*keep, *again, *other))
+
+
+def test_a_terminal_of_somebody_else_is_left_alone() -> None:
+    master, slave = os.openpty()
+    wanted = with_outside([capture(slave)])[0]
+    assert wanted.state["outside"]
+    fcntl.ioctl(master, 0x5414, struct.pack("<4H", 33, 99, 0, 0))
+    assert kind_named("pty").adjust(slave, capture(slave), wanted) == []
+    again = made(wanted)
+    assert os.readlink(f"/proc/self/fd/{again}") == wanted.state["path"]
+    close((master, slave, again))
+
+
+def located(file: OpenFile) -> OpenFile:
+    return watches.located(Snapshot(PidRef(1, 1), (), (file,), (), {}, 0)).files[0]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="open_by_handle_at needs CAP_DAC_READ_SEARCH")
+def test_inotify(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    fd = LIBC.inotify_init1(os.O_NONBLOCK)
+    for path, mask in ((tmp_path, 0x300), (tmp_path / "file", 0x2 | 0x80000000), (Path("/"), 0x400), (tmp_path / "file", 0x2)):
+        LIBC.inotify_add_watch(fd, os.fsencode(path), mask)
+    LIBC.inotify_rm_watch(fd, 1)
+    os.read(fd, 100)
+    wanted = capture(fd)
+    assert [watch["wd"] for watch in wanted.state["watches"]] == [2, 3]
+    with pytest.raises(CannotUndo, match="number 2"):
+        made(wanted)
+    found = located(wanted)
+    assert [watch["path"] for watch in found.state["watches"]] == [str(tmp_path / "file"), "/"]
+    again = made(found)
+    assert capture(again) == wanted
+    LIBC.inotify_rm_watch(fd, 3)
+    LIBC.inotify_add_watch(fd, os.fsencode(tmp_path), 0x100)
+    (tmp_path / "another").touch()
+    changed = capture(fd)
+    assert changed.state["queued"] > 0
+    run(kind_named("inotify").adjust(fd, changed, found))
+    assert capture(fd) == wanted
+    assert kind_named("inotify").caveats(None, changed)[0].endswith("are not brought back")
+    (tmp_path / "file").unlink()
+    close((fd, again))
+    assert "path" not in located(wanted).state["watches"][0]
+
+
+def test_pidfd() -> None:
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+    fds = [os.pidfd_open(child), os.pidfd_open(child, os.O_NONBLOCK), os.pidfd_open(os.getpid())]
+    states = [capture(fd) for fd in fds]
+    assert [state.state["pid"] for state in states] == [child, child, os.getpid()]
+    again = [made(state) for state in states]
+    assert [capture(fd) for fd in again] == states
+    with pytest.raises(CannotUndo):
+        back(fds[0], states[2])
+    held = processes.outside(states[1])
+    assert capture(made(replace(states[1], state={**states[1].state, "at": held}))) == states[1]
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    dead = capture(fds[0])
+    assert dead.state["pid"] == -1
+    with pytest.raises(RefusedError, match="has ended"):
+        processes.outside(states[0])
+    gone = processes.ended()
+    assert capture(gone).state["pid"] == -1
+    assert select.select([gone], [], [], 0)[0] == [gone]
+    for fd in {int(one.name) for one in Path("/proc/self/fd").iterdir()}:
+        if Path(f"/proc/self/fd/{fd}").exists() and os.readlink(f"/proc/self/fd/{fd}").startswith(("pidfd", "anon_inode:[pidfd]")):
+            os.close(fd)

@@ -1,4 +1,5 @@
-"""Character devices that hold no state of ours: null, zero, full, random, urandom, and terminals.
+"""Character devices that hold no state of ours: null, zero, full, random, urandom, and terminals other
+than pseudo-terminals (pty.py).
 
 A terminal is shared with whoever sits at it (the shell, the emulator): its settings, size and input are remembered for
 `ckpt show` but no rollback touches them. Any other device has state that only its driver knows: refused by its path.
@@ -19,15 +20,12 @@ from ckpt.syscalls.names import nr
 _MEMORY = {3: "null", 5: "zero", 7: "full", 8: "random", 9: "urandom"}  #: minors of major 1 (drivers/char/mem.c)
 _TTY, _TTYAUX, _PTS = 4, 5, range(136, 144)
 _KVM = (10, 232)
-_PTMX = (5, 2)
 _O_NOCTTY = 0o400
 
 
 def device(rdev: int) -> str:
     """What the device is: "null", ..., "tty"; raises Unsupported."""
     major, minor = os.major(rdev), os.minor(rdev)
-    if (major, minor) == _PTMX:
-        raise Unsupported("pty master: not supported")
     if (major, minor) == _KVM:
         raise Unsupported("kvm: not supported")
     if major == 1 and minor in _MEMORY:
@@ -41,7 +39,6 @@ class Device:
     name = "device"
     order = 42
     wants = (
-        Wants(prefix="/dev/pts/", format=stat.S_IFCHR, work=Work.TTY),
         Wants(prefix="/dev/tty", format=stat.S_IFCHR, work=Work.TTY),
         Wants(prefix="/dev/console", format=stat.S_IFCHR, work=Work.TTY),
         Wants(format=stat.S_IFCHR),

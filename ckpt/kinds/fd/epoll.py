@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ckpt.kinds.base import CannotUndo, RawDescriptor, Wants, Work, call, set_flags
+from ckpt.kinds.base import CannotUndo, RawDescriptor, Wants, Work, call, result, set_flags
 from ckpt.model import OpenFile, RemoteCall
 from ckpt.procfs import parse_fdinfo
 from ckpt.syscalls.names import nr
 
 ADD, DEL, MOD = 1, 2, 3
+O_CLOEXEC = 0o2000000
 EXCLUSIVE = 1 << 28
 _ALWAYS = 0x18  #: EPOLLERR and EPOLLHUP: the kernel adds them by itself
 _PAIR = struct.Struct("<ii")
@@ -55,7 +56,7 @@ class Epoll:
             calls.append(self._control(fd, DEL, here[key]))
         for key, entry in sorted(there.items()):
             if key not in here:
-                calls.append(self._control(fd, ADD, entry))
+                calls += self._add(fd, entry, len(calls))
             elif (here[key]["events"], here[key]["data"]) != (entry["events"], entry["data"]):
                 calls += self._change(fd, here[key], entry)
         return [*calls, *set_flags(fd, now.flags, wanted.flags)]
@@ -66,6 +67,24 @@ class Epoll:
 
     def settle(self, fd: int, wanted: OpenFile) -> Sequence[RemoteCall]:
         return self.adjust(fd, replace(wanted, state={"entries": []}), wanted)
+
+    def _add(self, fd: int, entry: Entry, first: int) -> list[RemoteCall]:
+        """`first`: the index of its first call. An entry keeps the number that its file had when it was added; where that number is
+        free or another file's by now (`holder` has it elsewhere), the file stands there for a moment."""
+        added, number = self._control(fd, ADD, entry), entry["fd"]
+        if "holder" not in entry:
+            return [added]
+        lent = call(nr("dup3"), entry["holder"], number, 0, note=f"fd {number} for a moment", expect=number)
+        if entry["cloexec"] is None:
+            return [lent, added, call(nr("close"), number, note=f"close fd {number} again")]
+        flags = O_CLOEXEC if entry["cloexec"] else 0
+        return [
+            call(nr("dup"), number, note=f"put fd {number} aside"),
+            lent,
+            added,
+            call(nr("dup3"), result(first), number, flags, note=f"fd {number} again", expect=number),
+            call(nr("close"), result(first), note="close the spare"),
+        ]
 
     def _change(self, fd: int, here: Entry, there: Entry) -> list[RemoteCall]:
         if (here["events"] | there["events"]) & EXCLUSIVE:  # EPOLL_CTL_MOD refuses it

@@ -16,11 +16,12 @@ from ckpt.model import OpenFile, RemoteArg, RemoteCall
 from ckpt.procfs import parse_fdinfo
 from ckpt.syscalls.names import nr
 
-TFD_TIMER_ABSTIME = 1
+TFD_TIMER_ABSTIME, TFD_TIMER_CANCEL_ON_SET = 1, 2
 TFD_IOC_SET_TICKS = 0x4008_5400
 _SECOND = 1_000_000_000
 _ITIMERSPEC = struct.Struct("<4q")
-_CLOCKS = {0: 1, 1: 0, 8: 1, 9: 0}  #: clockid -> which of the two readings (monotonic, realtime) it goes by; alarms likewise
+#: clockid -> which of the readings (monotonic, realtime, boot time) it goes by; 8 and 9 are those that wake the machine
+_CLOCKS = {0: 1, 1: 0, 7: 2, 8: 1, 9: 2}
 
 
 def timespec(ns: int) -> tuple[int, int]:
@@ -46,11 +47,12 @@ class Timerfd:
             interval, value = parts[0] * _SECOND + parts[1], parts[2] * _SECOND + parts[3]
         absolute = bool(timer.settime_flags & TFD_TIMER_ABSTIME)
         expires = 0
-        if absolute and value and timer.clockid in _CLOCKS and len(answer) >= _ITIMERSPEC.size + 16:
-            expires = value + struct.unpack_from("<2Q", answer, _ITIMERSPEC.size)[_CLOCKS[timer.clockid]]
+        if absolute and value and timer.clockid in _CLOCKS and len(answer) >= _ITIMERSPEC.size + 24:
+            expires = value + struct.unpack_from("<3Q", answer, _ITIMERSPEC.size)[_CLOCKS[timer.clockid]]
         state = {
             "clock": timer.clockid,
             "absolute": absolute,
+            "cancel": bool(timer.settime_flags & TFD_TIMER_CANCEL_ON_SET),  # when the clock is set
             "remaining": value,
             "expires": expires,  # the instant, where it is absolute and known
             "interval": interval,
@@ -76,7 +78,8 @@ class Timerfd:
         value = state["expires"] if instant else state["remaining"]
         spec = _ITIMERSPEC.pack(*timespec(state["interval"]), *timespec(value))
         note = f"timerfd at its instant {value} ns" if instant else f"timerfd with {value} ns left"
-        calls = [call(nr("timerfd_settime"), fd, TFD_TIMER_ABSTIME if instant else 0, spec, 0, note=note)]
+        flags = TFD_TIMER_ABSTIME | (TFD_TIMER_CANCEL_ON_SET if state.get("cancel") else 0) if instant else 0
+        calls = [call(nr("timerfd_settime"), fd, flags, spec, 0, note=note)]
         if state["ticks"]:
             ticks = struct.pack("<Q", state["ticks"])
             calls.append(call(nr("ioctl"), fd, TFD_IOC_SET_TICKS, ticks, note=f"{state['ticks']} expirations not read yet"))

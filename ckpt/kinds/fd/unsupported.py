@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from ckpt.kinds.base import CannotUndo, RawDescriptor, Unsupported, Wants
 from ckpt.model import OpenFile, RemoteCall
 
-SUPPORTED_ANON = ("[eventfd]", "[eventpoll]", "[timerfd]", "[signalfd]")
+SUPPORTED_ANON = ("[eventfd]", "[eventpoll]", "[timerfd]", "[signalfd]", "[pidfd]", "inotify", "[inotify]")
 _ANON = {
     "io_uring": "io_uring",
-    "inotify": "inotify",
     "fanotify": "fanotify",
     "userfaultfd": "userfaultfd",
-    "pidfd": "pidfd",
     "perf_event": "perf event",
     "kvm-vm": "kvm",
     "landlock-ruleset": "landlock rule set",
@@ -32,8 +30,6 @@ def reason(raw: RawDescriptor) -> str | None:
     link = raw.link
     if link.startswith("anon_inode:"):
         return _anonymous(link.removeprefix("anon_inode:"))
-    if link.startswith(("pidfd:[", "[pidfd]")):
-        return "pidfd"
     if _NAMESPACE.fullmatch(link):
         return f"namespace handle {link}"
     if link.startswith("/secretmem"):
