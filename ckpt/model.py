@@ -15,6 +15,7 @@ from enum import IntEnum, StrEnum
 from typing import Any, Protocol
 
 PAGE = 4096
+SIGCHLD = 17
 
 #: What a kind of resource remembers of one resource: plain JSON values (bytes are hex text). The kind gives it meaning.
 State = MappingABC[str, Any]
@@ -147,10 +148,30 @@ class Task:
     descriptors: tuple[Descriptor, ...]  #: sorted by fd
     pending: tuple[bytes, ...]  #: siginfo_t, queued to the whole process
     attributes: MappingABC[str, State] = field(default_factory=dict)  #: kind of ckpt.kinds.task -> state
+    exit_signal: int = SIGCHLD  #: what its parent gets when it ends
+    stopped: int = 0  #: the signal by which somebody (not us) has stopped it; 0: it runs
+    #: "files", "fs", "sighand" -> the first task of the tree with the same descriptor table, cwd and root and umask, handlers;
+    #: only where that is another one. Memory is shared where `mm` is equal.
+    shares: MappingABC[str, int] = field(default_factory=dict)
 
     @property
     def ref(self) -> PidRef:
         return PidRef(self.pid, self.start_ticks)
+
+
+@dataclass(frozen=True, slots=True)
+class Zombie:
+    """A child that has ended and that its parent has not collected yet."""
+
+    pid: int
+    start_ticks: int
+    ppid: int
+    pgid: int
+    sid: int
+    comm: str
+    status: int  #: wait status: exit code << 8, or a signal, 0x80 set where it dumped core
+    exit_signal: int = SIGCHLD
+    uid: int = 0  #: its real user: what waitid shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +193,7 @@ class Snapshot:
     objects: tuple[SharedObject, ...]
     features: State  #: what the machine was: kernel release, boot id, cpu, page size
     taken_at: int  #: CLOCK_REALTIME, ns
+    zombies: tuple[Zombie, ...] = ()
 
     def task(self, pid: int) -> Task:
         return next(task for task in self.tasks if task.pid == pid)
@@ -251,3 +273,4 @@ class Plan:
     objects: tuple[MadeObject, ...] = ()  #: shared memory that nobody holds any more
     refusals: tuple[str, ...] = ()  #: what cannot be undone, by name; a plan with any is not executed
     warnings: tuple[str, ...] = ()
+    family: tuple[str, ...] = ()  #: in words: tasks that end and tasks that are made, before all else

@@ -71,7 +71,7 @@ struct ckpt_thread_id {
     int32_t tid;
     uint64_t start_ticks; /* field 22 of the thread's stat */
     int32_t mm;           /* index of the memory that it uses: the position of the first process in the tree that shares it */
-    int32_t pad;
+    int32_t stopped;      /* valid while frozen: the signal by which somebody else has stopped it (state T), 0 = it runs */
 };
 /* Opens root and all its descendants; stops nobody. -ESRCH no such process, -EPERM not allowed to ptrace.
  * start_ticks != 0 must match root's (a recycled pid gives -ESRCH). The handle is given back on failure too (unless
@@ -234,6 +234,8 @@ enum ckpt_record_kind {
     CKPT_R_LIMITS = 16,      /* struct rlimit64[16] */
     CKPT_R_THREADS = 17,     /* struct ckpt_thread_id[] of the whole tree */
     CKPT_R_OBJECT = 18,      /* struct ckpt_object: a shared memory object captured as a space */
+    CKPT_R_ZOMBIE = 24,      /* a dead child that its parent has not collected: text; index 0 = its stat, 1 = its status */
+    CKPT_R_SHARES = 25,      /* int32[3]: the first process with the same descriptor table, cwd and root, signal handlers */
 };
 struct ckpt_record {
     uint32_t kind;
@@ -293,9 +295,17 @@ int ckpt_threads_end(ckpt_tree *tree, int32_t pid, const int32_t *tids, size_t c
 /* Makes threads with these numbers in pid (clone3 set_tid; 0 = any; numbers of its own pid namespace), stopped and part of the tree.
  * ret_tids[count]: their numbers as the caller sees them. */
 int ckpt_threads_spawn(ckpt_tree *tree, int32_t pid, const int32_t *tids, size_t count, int32_t *ret_tids);
-/* Makes a child of parent with this number (0 = any; a number of parent's pid namespace), stopped and part of the tree: flags as clone3's
- * (CLONE_FILES, CLONE_FS, CLONE_VM...). It dies with the caller until it is let go. ret_pid: its number as the caller sees it. */
+/* Makes a child of parent with this number (0 = any; a number of parent's pid namespace), stopped and part of the tree: flags as clone(2)'s
+ * (CLONE_FILES, CLONE_FS, CLONE_VM, CLONE_PARENT... and in the low byte the signal that its parent gets at its end; 0 with CLONE_PARENT).
+ * It dies with the caller until it is let go or kept. ret_pid: its number as the caller sees it. */
 int ckpt_task_spawn(ckpt_tree *tree, int32_t parent, int32_t pid, uint64_t flags, int32_t *ret_pid);
+/* From here on its life does not hang on ours: it is in a group stop, which the death of its tracer does not end. */
+int ckpt_task_keep(ckpt_tree *tree, int32_t pid);
+/* Ends a process (deaths.c) with this wait status: exit_group(n), or death by a signal. It is a zombie then, or gone if its parent ignores
+ * that. What a core dump would add to the status (0x80) cannot be given. */
+int ckpt_task_end(ckpt_tree *tree, int32_t pid, int32_t status);
+/* parent collects its dead child, whose number is free then. `number`: the child's in the parent's pid namespace. */
+int ckpt_task_reap(ckpt_tree *tree, int32_t parent, int32_t pid, int32_t number);
 /* State of one frozen thread; any pointer may be NULL = leave alone. regs continue by decision (rax as given there). */
 int ckpt_thread_set(ckpt_tree *tree, int32_t tid, const uint64_t *regs, const struct ckpt_decision *decision,
                     const uint8_t *xstate, size_t xstate_bytes, const uint64_t *sigmask);

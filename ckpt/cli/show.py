@@ -64,6 +64,8 @@ def _summary(generation: Generation, told: Details) -> None:
             ),
             ("stored", output.size(generation.bytes_stored)),
             ("disturbed", _disturbed(told)),
+            ("stopped", ", ".join(f"{row['pid']} (signal {row['stopped']})" for row in told.processes if row["stopped"])),
+            ("not collected", ", ".join(f"{row['pid']} ({row['comm']}, {row['ended']})" for row in told.zombies)),
         ]
     )
     output.say()

@@ -34,7 +34,9 @@ def canonical(snapshot: Snapshot) -> Snapshot:
 
 class _Canon:
     def __init__(self, snapshot: Snapshot) -> None:
-        self.before = snapshot
+        """Tasks are met in the order of their numbers: that of a list of children is the order of births."""
+        tasks = sorted(snapshot.tasks, key=lambda task: (task.pid != snapshot.root.pid, task.pid))
+        self.before = snapshot = replace(snapshot, tasks=tuple(tasks))
         self.names: dict[int, int] = {}
         for task in snapshot.tasks:
             for item in task.descriptors:

@@ -23,6 +23,8 @@ REGISTERS = (
     "orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs",
 )  # fmt: skip
 _REGS = Struct("<27Q")
+_OF_TASK = ("pid", "start_ticks", "ppid", "pgid", "sid", "comm", "exit_signal", "stopped")
+_OF_ZOMBIE = ("start_ticks", "ppid", "pgid", "sid", "comm", "status", "exit_signal", "uid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ def compare(before: Snapshot, after: Snapshot) -> list[Difference]:
             found.append(Difference("process", "removed", old.pid, f"process {old.pid} ({old.comm})"))
         elif old is not None and new is not None:
             found += _task(old, new, before, after)
+    found += _zombies(before, after)
     found += _objects(before, after)
     return found
 
@@ -76,8 +79,8 @@ def _pairs(before: Snapshot, after: Snapshot) -> Iterator[tuple[Task | None, Tas
 
 def _task(old: Task, new: Task, before: Snapshot, after: Snapshot) -> Iterator[Difference]:
     pid = new.pid
-    fields = _fields((name, getattr(old, name), getattr(new, name)) for name in ("pid", "start_ticks", "ppid", "pgid", "sid", "comm"))
-    fields += _fields([("pending", _hexes(old.pending), _hexes(new.pending))])
+    fields = _fields((name, getattr(old, name), getattr(new, name)) for name in _OF_TASK)
+    fields += _fields([("pending", _hexes(old.pending), _hexes(new.pending)), ("shares", dict(old.shares), dict(new.shares))])
     if fields:
         yield Difference("process", "changed", pid, f"process {pid} ({new.comm})", fields)
     yield from _matched("thread", pid, _by(old.threads, lambda t: t.tid), _by(new.threads, lambda t: t.tid), _thread_name, _thread_fields)
@@ -86,6 +89,17 @@ def _task(old: Task, new: Task, before: Snapshot, after: Snapshot) -> Iterator[D
     )
     yield from _descriptors(old, new, before, after)
     yield from _attributes(pid, "process", old.attributes, new.attributes)
+
+
+def _zombies(before: Snapshot, after: Snapshot) -> Iterator[Difference]:
+    then, now = ({dead.pid: dead for dead in snapshot.zombies} for snapshot in (before, after))
+    for pid in sorted(then.keys() | now.keys()):
+        old, new = then.get(pid), now.get(pid)
+        title = f"dead child {pid} ({(new or old or then[pid]).comm})"
+        if old is None or new is None:
+            yield Difference("process", "added" if old is None else "removed", pid, title)
+        elif changed := _fields((name, getattr(old, name), getattr(new, name)) for name in _OF_ZOMBIE):
+            yield Difference("process", "changed", pid, title, changed)
 
 
 def _matched(

@@ -21,6 +21,7 @@ from typing import Any
 
 from ckpt.errors import DamagedError
 from ckpt.model import (
+    SIGCHLD,
     Action,
     Backing,
     Descriptor,
@@ -33,6 +34,7 @@ from ckpt.model import (
     SyscallState,
     Task,
     Thread,
+    Zombie,
 )
 
 VERSION = 2
@@ -65,7 +67,7 @@ def decode(data: bytes) -> Snapshot:
         raise DamagedError(f"the snapshot of this generation does not fit version {version} ({error}): run ckpt fsck --full") from error
 
 
-# ---- version 2, and version 1: its mappings know neither advice nor guard pages, its objects no state ----
+# ---- version 2, and version 1: it knows nothing of advice and guard pages, of an object's state, of what binds processes ----
 
 
 class _Blobs:
@@ -96,6 +98,10 @@ def _write_2(snapshot: Snapshot) -> dict[str, Any]:
         "files": [[file.id, file.kind, file.flags, file.pos, dict(file.state)] for file in snapshot.files],
         "objects": [[item.space, item.dev, item.ino, item.size, dict(item.state)] for item in snapshot.objects],
         "blobs": blobs.texts(),
+        "zombies": [
+            [dead.pid, dead.start_ticks, dead.ppid, dead.pgid, dead.sid, dead.comm, dead.status, dead.exit_signal, dead.uid]
+            for dead in snapshot.zombies
+        ],
     }
 
 
@@ -113,6 +119,9 @@ def _write_task(task: Task, blobs: _Blobs) -> dict[str, Any]:
         "descriptors": [[item.fd, int(item.cloexec), item.file] for item in task.descriptors],
         "pending": [blobs.place(blob) for blob in task.pending],
         "attributes": dict(task.attributes),
+        "exit_signal": task.exit_signal,
+        "stopped": task.stopped,
+        "shares": dict(task.shares),
     }
 
 
@@ -157,6 +166,7 @@ def _read(body: dict[str, Any], mapping: Callable[[Sequence[Any]], Mapping]) -> 
         objects=tuple(SharedObject(*row) for row in body["objects"]),
         features=body["features"],
         taken_at=body["taken_at"],
+        zombies=tuple(Zombie(*row) for row in body.get("zombies", ())),
     )
 
 
@@ -174,6 +184,9 @@ def _read_task(task: dict[str, Any], blobs: Sequence[bytes], mapping: Callable[[
         descriptors=tuple(Descriptor(fd, bool(cloexec), file) for fd, cloexec, file in task["descriptors"]),
         pending=tuple(blobs[place] for place in task["pending"]),
         attributes=task["attributes"],
+        exit_signal=task.get("exit_signal", SIGCHLD),
+        stopped=task.get("stopped", 0),
+        shares=task.get("shares", {}),
     )
 
 

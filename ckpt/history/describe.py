@@ -53,9 +53,13 @@ def snapshot_json(snapshot: Snapshot) -> Row:
                 "space": task.mm,
                 "attributes": dict(task.attributes),
                 "pending": [blob.hex() for blob in task.pending],
+                "exit_signal": task.exit_signal,
+                "stopped": task.stopped,
+                "shares": dict(task.shares),
             }
             for task in snapshot.tasks
         ],
+        "zombies": _zombies(snapshot),
         "threads": [{**_thread(task, thread), **_thread_state(thread)} for task in snapshot.tasks for thread in task.threads],
         "descriptors": _descriptors(snapshot, with_state=True),
         "objects": [
@@ -73,6 +77,7 @@ class Details:
     threads: list[Row]
     mappings: list[Row]
     descriptors: list[Row]
+    zombies: list[Row]
 
 
 def details(history: History, generation: Generation, snapshot: Snapshot) -> Details:
@@ -93,6 +98,7 @@ def details(history: History, generation: Generation, snapshot: Snapshot) -> Det
         {
             "pid": task.pid,
             "comm": task.comm,
+            "stopped": task.stopped,
             "threads": len(task.threads),
             "mappings": len(task.mappings),
             "descriptors": len(task.descriptors),
@@ -102,7 +108,25 @@ def details(history: History, generation: Generation, snapshot: Snapshot) -> Det
         for task in snapshot.tasks
     ]
     threads = [_thread(task, thread) for task in snapshot.tasks for thread in task.threads]
-    return Details(processes, threads, mappings, _descriptors(snapshot, with_state=False))
+    return Details(processes, threads, mappings, _descriptors(snapshot, with_state=False), _zombies(snapshot))
+
+
+def _zombies(snapshot: Snapshot) -> list[Row]:
+    return [
+        {
+            "pid": dead.pid,
+            "ppid": dead.ppid,
+            "pgid": dead.pgid,
+            "sid": dead.sid,
+            "start_ticks": dead.start_ticks,
+            "comm": dead.comm,
+            "status": dead.status,
+            "ended": f"killed by signal {dead.status & 0x7F}" if dead.status & 0x7F else f"exit {dead.status >> 8}",
+            "exit_signal": dead.exit_signal,
+            "uid": dead.uid,
+        }
+        for dead in snapshot.zombies
+    ]
 
 
 ADVICE = {

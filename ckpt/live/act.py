@@ -14,10 +14,11 @@ from typing import Any
 
 from ckpt.errors import CkptError
 from ckpt.live.core import Sink, SpaceRuns, Track, Tree
-from ckpt.model import Action, Arg, RemoteCall, RetvalDecision, Snapshot
+from ckpt.model import SIGCHLD, Action, Arg, RemoteCall, RetvalDecision, Snapshot
 from native._native import ffi, lib
 
 NONE = int(lib.CKPT_TRACK_NONE)
+CLONE_PARENT = 0x8000
 _ACTIONS = {Action.KEEP: lib.CKPT_KEEP, Action.RESTART: lib.CKPT_RESTART, Action.REBUILD: lib.CKPT_REBUILD, Action.LINGER: lib.CKPT_LINGER}
 _FORMS = {Arg.VALUE: lib.CKPT_ARG_VALUE, Arg.RESULT: lib.CKPT_ARG_RESULT, Arg.BUFFER: lib.CKPT_ARG_DATA}
 
@@ -106,14 +107,31 @@ def threads_spawn(tree: Tree, pid: int, tids: Sequence[int]) -> list[int]:
     return [int(tid) for tid in made[0 : len(tids)]]
 
 
-def task_spawn(tree: Tree, parent: int, pid: int, flags: int = 0) -> tuple[int, int]:
-    """A stopped child of `parent` with this number (0 = any): (0, its number as we see it), or (-EEXIST, 0): the number is taken."""
+def task_spawn(tree: Tree, parent: int, pid: int, flags: int = 0, exit_signal: int = SIGCHLD) -> tuple[int, int]:
+    """A stopped child of `parent` with this number (0 = any): (0, its number as we see it), or (-EEXIST, 0): the number is taken.
+    With CLONE_PARENT in `flags` it is a sibling, and has the end signal of `parent`."""
     made = ffi.new("int32_t *")
+    flags |= 0 if flags & CLONE_PARENT else exit_signal
     code = int(lib.ckpt_task_spawn(tree.handle, tree.ours(parent), pid, flags, made))
     if code == -errno.EEXIST:
         return code, 0
     tree.check(code, f"make task {pid}")
     return 0, int(made[0])
+
+
+def task_keep(tree: Tree, pid: int) -> None:
+    """A new task in a group stop that is in force: from here on it does not die with us."""
+    tree.check(int(lib.ckpt_task_keep(tree.handle, tree.ours(pid))), "keep a task")
+
+
+def task_end(tree: Tree, pid: int, status: int) -> None:
+    """Ends a task with this wait status; its parent has not collected it then."""
+    tree.check(int(lib.ckpt_task_end(tree.handle, tree.ours(pid), status)), "end a task")
+
+
+def task_reap(tree: Tree, parent: int, pid: int) -> None:
+    """`parent` collects its dead child."""
+    tree.check(int(lib.ckpt_task_reap(tree.handle, tree.ours(parent), tree.ours(pid), pid)), "collect a task")
 
 
 def thread_set(tree: Tree, tid: int, regs: bytes, decision: RetvalDecision, nr: int, xstate: bytes, sigmask: int) -> None:

@@ -38,11 +38,13 @@ from ckpt.model import (
     SyscallState,
     Task,
     Thread,
+    Zombie,
 )
 from ckpt.procfs import parse_fdinfo, parse_maps, parse_stat, parse_status
 from ckpt.syscalls.decide import arguments, decide, unpack
 
 O_CLOEXEC = 0o2000000
+SHARED = ("files", "fs", "sighand")  #: in the order of the record
 ACTIONS = (Action.KEEP, Action.RESTART, Action.REBUILD, Action.LINGER)
 
 
@@ -102,7 +104,7 @@ class Layout:
     def __init__(
         self, tree: core.Tree, parent: Snapshot | None, seats: Sequence[TrackerSeat], sink: core.Sink, *, newborn: bool = False
     ) -> None:
-        self.tree, self.parent, self.sink = tree, parent, sink
+        self.tree, self.parent, self.seats, self.sink = tree, parent, seats, sink
         at = {seat.pid: seat for seat in seats}
         owners = {thread.mm: thread.pid for thread in reversed(tree.threads())}
         tracks = [
@@ -140,7 +142,8 @@ class Parser:
         objects = described([SharedObject(self.spaces.store(o.space), o.dev, o.ino, o.size) for o in self.raw.objects], tasks)
         start = self.raw.threads[root].start_ticks
         files = with_others(with_outside(sorted(self.files.values(), key=lambda file: file.id)))
-        return Snapshot(PidRef(root, start), tasks, files, objects, machine(), taken_at)
+        zombies = tuple(_zombie(texts) for texts in self.raw.zombies.values())
+        return Snapshot(PidRef(root, start), tasks, files, objects, machine(), taken_at, zombies)
 
     def _task(self, process: RawProcess) -> Task:
         stat = parse_stat(process.files["stat"])
@@ -158,6 +161,9 @@ class Parser:
             descriptors=self._descriptors(process, stat.comm),
             pending=tuple(process.pending),
             attributes=self._attributes(process),
+            exit_signal=stat.exit_signal,
+            stopped=threads[0].stopped,
+            shares={name: first for name, first in zip(SHARED, process.shares, strict=True) if first not in (0, process.pid)},
         )
 
     def _mappings(self, process: RawProcess, start_ticks: int) -> tuple[Mapping, ...]:
@@ -232,6 +238,21 @@ def _text(path: str) -> bytes:
         if Path(path).parent.exists():
             return b""
         raise
+
+
+def _zombie(files: dict[str, bytes]) -> Zombie:
+    stat = parse_stat(files["stat"])
+    return Zombie(
+        pid=stat.pid,
+        start_ticks=stat.start_ticks,
+        ppid=stat.ppid,
+        pgid=stat.pgid,
+        sid=stat.sid,
+        comm=stat.comm,
+        status=stat.exit_code,
+        exit_signal=stat.exit_signal,
+        uid=parse_status(files["status"]).uid.real,
+    )
 
 
 def _links(process: RawProcess) -> dict[str, bytes]:

@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -24,7 +24,8 @@ from ckpt.live import act
 from ckpt.live.core import Tree, mark
 from ckpt.model import Action, Arg, Plan, RemoteArg, RemoteCall, RetvalDecision, Snapshot, Stage, Task, Thread
 
-NR_OPEN, NR_CLOSE, NR_MADVISE, NR_SIGTIMEDWAIT = 2, 3, 28, 128
+NR_OPEN, NR_CLOSE, NR_MADVISE, NR_SIGTIMEDWAIT, NR_WAITID = 2, 3, 28, 128, 247
+P_PID, WNOHANG, WCONTINUED = 1, 1, 8
 MADV_DONTNEED = 4
 EAGAIN = 11
 RESTART_BLOCK, NR_RESTART_SYSCALL = -516, 219
@@ -51,6 +52,11 @@ def _take_one(wanted: bytes) -> RemoteCall:
     return RemoteCall(NR_SIGTIMEDWAIT, args, "take a pending signal", None)
 
 
+def _hear_of(pid: int) -> RemoteCall:
+    """waitid that takes the report of a child that goes on, if there is one, and nothing else."""
+    return RemoteCall(NR_WAITID, _values(P_PID, pid, 0, WCONTINUED | WNOHANG, 0), f"task {pid} goes on", None)
+
+
 class _Group:
     """Consecutive calls of a stage that run in one thread. Results of earlier groups are filled in when it runs."""
 
@@ -74,11 +80,13 @@ def _shift(item: RemoteCall, first: int, results: Sequence[int]) -> RemoteCall:
 
 
 class Executor:
-    """One plan on one frozen tree; `now` is the tree as it was captured inside this freeze. `stopped`: somebody had stopped
-    the tasks before us; then no signal of ours is needed, and they stay stopped."""
+    """One plan on one frozen tree; `now` is the tree as it was captured inside this freeze. `stop`: tasks that are put into a
+    group stop first; `go`: tasks that are taken out of theirs at the end."""
 
-    def __init__(self, tree: Tree, plan: Plan, now: Snapshot, wanted: Snapshot, *, stopped: bool) -> None:
-        self.tree, self.plan, self.now, self.wanted, self.stopped = tree, plan, now, wanted, stopped
+    def __init__(
+        self, tree: Tree, plan: Plan, now: Snapshot, wanted: Snapshot, *, stop: Collection[int] = (), go: Collection[int] = ()
+    ) -> None:
+        self.tree, self.plan, self.now, self.wanted, self.stop, self.go = tree, plan, now, wanted, stop, go
         self.calls = 0
         self.changed = False
         self.groups = {(stage.name, stage.pid): _groups(stage) for stage in plan.stages}
@@ -88,9 +96,8 @@ class Executor:
     def begin(self) -> None:
         """Puts the tasks into a group stop and maps the bridges. Nothing that the tasks could notice is changed by that."""
         room = max((len(g.batch.data) for groups in self.groups.values() for g in groups if g.batch), default=0)
-        for task in self.wanted.tasks:
-            if not self.stopped:
-                self.tree.signal(self.tree.ours(task.pid), signal.SIGSTOP)
+        for pid in self.stop:
+            self.tree.signal(self.tree.ours(pid), signal.SIGSTOP)
         mark("stopping")
         for task in self.wanted.tasks:
             avoid = {(m.start, m.end) for m in (*task.mappings, *self.now.task(task.pid).mappings) if m.start < 1 << 47}
@@ -99,7 +106,8 @@ class Executor:
 
     def end(self) -> None:
         """Takes the group stop away, queues the signals again, unmaps the bridges. After the last register only."""
-        self._continue()
+        self._continue(self.go)
+        self._forget_reports()
         for name in AFTER_CONT:
             self._stage(name)
         for task in self.wanted.tasks:
@@ -108,16 +116,24 @@ class Executor:
 
     def abandon(self) -> None:
         """Before any change: everything back as it was, still frozen."""
-        self._continue()
+        self._continue(self.stop)
         for task in self.wanted.tasks:
             act.remote_end(self.tree, task.pid)
 
-    def _continue(self) -> None:
+    def _continue(self, pids: Collection[int]) -> None:
         """SIGCONT takes the group stop away; then it is taken back itself, for a program may have a handler for it."""
+        for pid in pids:
+            self.tree.signal(self.tree.ours(pid), signal.SIGCONT)
+            self._drain(pid, _set_of(signal.SIGCONT))
+
+    def _forget_reports(self) -> None:
+        """What parents hear of children that go on: a SIGCHLD, and what waitid would tell."""
+        members = {task.pid for task in self.wanted.tasks}
         for task in self.wanted.tasks:
-            if not self.stopped:
-                self.tree.signal(self.tree.ours(task.pid), signal.SIGCONT)
-                self._drain(task.pid, _set_of(signal.SIGCONT))
+            if task.pid in self.go and task.ppid in members:
+                act.Batch([_hear_of(task.pid)]).run(self.tree, task.ppid)
+        for pid in sorted({task.ppid for task in self.wanted.tasks} & members):
+            self._drain(pid, _set_of(signal.SIGCHLD))
 
     # ---- the stages ----
 

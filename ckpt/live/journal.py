@@ -28,6 +28,7 @@ class Journal:
     generation: int
     tcp: str
     phase: str  #: "changing": stopped by us, to be finished; "done": only the stop is left to be taken away
+    stopped: tuple[int, ...] = ()  #: tasks that somebody else had stopped before
 
 
 def _path(ref: PidRef) -> Path:
@@ -36,7 +37,8 @@ def _path(ref: PidRef) -> Path:
 
 def load(ref: PidRef) -> Journal | None:
     try:
-        return Journal(**json.loads(_path(ref).read_text()))
+        raw = json.loads(_path(ref).read_text())
+        return Journal(**{**raw, "stopped": tuple(raw.get("stopped", ()))})
     except (OSError, ValueError, TypeError):
         return None
 

@@ -20,20 +20,20 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 from ckpt.errors import CkptError, PermissionDeniedError, RefusedError
-from ckpt.kinds.base import call
-from ckpt.live import act, core
+from ckpt.live import act, core, surgeon
 from ckpt.live.ending import kill
 from ckpt.live.numbers import holders, patience
 from ckpt.live.runtime import start_ticks
 from ckpt.model import PidRef, Snapshot
 from ckpt.plan.family import Family, Step
 from ckpt.plan.renumber import renumbered
-from ckpt.syscalls.names import nr
 
 _POLL_S = 0.005
 
@@ -95,15 +95,13 @@ class Newborns:
         return self
 
     def _take(self, step: Step) -> None:
-        pid = self.inner.get(step.pid, step.pid)
-        if step.session:
-            act.Batch([call(nr("setsid"), note="a session of its own", expect=None)]).run(self.tree, pid)
-        elif step.group:
-            group = self.inner.get(step.group, step.group)
-            act.Batch([call(nr("setpgid"), 0, group, note=f"process group {group}")]).run(self.tree, pid)
-        else:
-            number = 0 if self.place is Place.NEW else step.child
-            self._named(step.child, _when_free(step.child, lambda: act.task_spawn(self.tree, pid, number)))
+        here = replace(step, **{name: self.inner.get(getattr(step, name), getattr(step, name)) for name in ("pid", "group", "reap")})
+        if not step.child:
+            surgeon.take(self.tree, here)
+            return
+        number = 0 if self.place is Place.NEW else step.child
+        make = partial(act.task_spawn, self.tree, here.pid, number, step.flags, step.exit_signal)
+        self._named(step.child, _when_free(step.child, make))
 
     def _make_threads(self) -> None:
         """Threads that get any number must be there before anybody plans with their numbers."""

@@ -23,6 +23,7 @@ class Holder:
 
     text: str
     patience_s: float  #: how long it may take until it is gone: 0 for the living
+    task: int = 0
 
 
 def holders(number: int) -> list[Holder]:
@@ -32,7 +33,7 @@ def holders(number: int) -> list[Holder]:
         found.append(_as_task(number, stat))
     for member in _members(number):
         what = "process group" if member.pgid == number else "session"
-        found.append(Holder(f"is still the number of a {what} (task {member.pid}, {member.comm})", _patience(member)))
+        found.append(Holder(f"is still the number of a {what} (task {member.pid}, {member.comm})", _patience(member), member.pid))
     return found
 
 
@@ -50,11 +51,11 @@ def _patience(stat: Stat) -> float:
 def _as_task(number: int, stat: Stat) -> Holder:
     group = _thread_group(number)
     if group not in (0, number):
-        return Holder(f"is taken by a thread of task {group} ({stat.comm})", 0.0)
+        return Holder(f"is taken by a thread of task {group} ({stat.comm})", 0.0, group)
     if stat.state not in "ZX":
-        return Holder(f"is taken by a living process ({stat.comm})", 0.0)
+        return Holder(f"is taken by a living process ({stat.comm})", 0.0, number)
     text = f"is taken by a zombie ({stat.comm}) that its parent {stat.ppid} has not waited for"
-    return Holder(text, _patience(stat))
+    return Holder(text, _patience(stat), number)
 
 
 def _thread_group(number: int) -> int:

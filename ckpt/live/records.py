@@ -11,6 +11,8 @@ from ckpt.kinds.base import Answer
 
 PROC_FILE, THREAD_FILE, REGS, XSTATE, SIGMASK, PENDING_SHARED, PENDING_THREAD, RSEQ, ROBUST = range(1, 10)
 DECISION, ANSWER, FD, FDINFO, FD_WORK, FD_OPTION, LIMITS, THREADS, OBJECT = range(10, 19)
+ZOMBIE, SHARES = 24, 25
+ZOMBIE_FILES = ("stat", "status")
 
 HEADER = struct.Struct("<IiiiiI")
 THREAD_ID = struct.Struct("<iiQii")
@@ -48,6 +50,7 @@ class RawThread:
     pending: list[bytes] = field(default_factory=list)
     extra: dict[str, bytes] = field(default_factory=dict)  #: "rseq", "robust"
     decision: tuple[int, int, int, int, int] = (-1, 0, 0, 0, 0)  #: nr, shown, value, action, disturbed
+    stopped: int = 0  #: the signal by which somebody else has stopped it
     answers: dict[int, Answer] = field(default_factory=dict)
 
 
@@ -70,6 +73,7 @@ class RawProcess:
     limits: tuple[tuple[int, int], ...] = ()
     answers: dict[int, Answer] = field(default_factory=dict)
     fds: dict[int, RawFd] = field(default_factory=dict)
+    shares: tuple[int, int, int] = (0, 0, 0)  #: first process with the same table; cwd and root; handlers. 0 = not asked
 
 
 @dataclass(slots=True)
@@ -85,6 +89,7 @@ class RawCapture:
     processes: dict[int, RawProcess] = field(default_factory=dict)
     threads: dict[int, RawThread] = field(default_factory=dict)  #: by tid, in the order of the core
     objects: list[RawObject] = field(default_factory=list)
+    zombies: dict[int, dict[str, bytes]] = field(default_factory=dict)  #: pid -> texts of /proc, by ZOMBIE_FILES
 
 
 def _stream(view: memoryview) -> Iterator[tuple[int, int, int, int, int, bytes]]:
@@ -106,8 +111,8 @@ def decode(view: memoryview, proc_files: Sequence[str], thread_files: Sequence[s
     pairs = list(_stream(view))
     for kind, _pid, _tid, _fd, _index, data in pairs:
         if kind == THREADS:
-            for pid, tid, start, mm, _pad in THREAD_ID.iter_unpack(data):
-                raw.threads[tid] = RawThread(pid, tid, start, mm, Texts(f"thread {tid} of task {pid}"))
+            for pid, tid, start, mm, stopped in THREAD_ID.iter_unpack(data):
+                raw.threads[tid] = RawThread(pid, tid, start, mm, Texts(f"thread {tid} of task {pid}"), stopped=stopped)
                 raw.processes.setdefault(pid, RawProcess(pid, Texts(f"task {pid}")))
     for kind, pid, tid, fd, index, data in pairs:
         if kind == THREADS:
@@ -116,6 +121,8 @@ def decode(view: memoryview, proc_files: Sequence[str], thread_files: Sequence[s
             raw.objects.append(RawObject(index, *OBJECT_HEAD.unpack_from(data)))
         elif kind in (FD, FDINFO, FD_WORK, FD_OPTION):
             _descriptor(raw.processes.setdefault(pid, RawProcess(pid, Texts(f"task {pid}"))), kind, fd, index, data)
+        elif kind == ZOMBIE:
+            raw.zombies.setdefault(pid, {})[ZOMBIE_FILES[index]] = data
         elif kind == ANSWER:
             answer = Answer(struct.unpack_from("<q", data)[0], data[8:])
             (raw.threads[tid].answers if tid else raw.processes[pid].answers)[index] = answer
@@ -131,6 +138,8 @@ def _process(process: RawProcess, kind: int, index: int, data: bytes, proc_files
         process.files[proc_files[index]] = data
     elif kind == PENDING_SHARED:
         process.pending = _pieces(data, SIGINFO)
+    elif kind == SHARES:
+        process.shares = struct.unpack("<iii", data)
     elif kind == LIMITS:
         process.limits = tuple(struct.iter_unpack("<QQ", data))
 

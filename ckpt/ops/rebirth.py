@@ -31,9 +31,10 @@ class Rebirth:
             now = self.born.seen(Layout(self.born.tree, None, (), sink, newborn=True).take())
         self.clock.lap("looked")
         again = reborn(self.wanted, now, self.born.inner)
-        found = world.look(paths_of(now, again.wanted, newborn=True))
+        newborn = {task.pid for task in now.tasks}
+        found = world.look(paths_of(now, again.wanted, newborn=newborn))
         segments = advice.segments(self.born.ref.pid)
-        made = plan(now, again.wanted, found, tcp=self.tcp, newborn=True, segments=segments)
+        made = plan(now, again.wanted, found, tcp=self.tcp, newborn=newborn, segments=segments)
         refusals = [*made.refusals, *names.taken(self.born.ref.pid, now, again.wanted, spared)]
         if refusals:
             more = f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""
@@ -43,10 +44,8 @@ class Rebirth:
     def fill(self, made: Plan, now: Snapshot, wanted: Snapshot, pages: Pages, *, stopped: bool = False) -> Executor:
         """They are what the generation says, and still stand before their first instruction. `stopped`: and will not run when
         they are let go, until SIGCONT."""
-        executor = Executor(self.born.tree, made, now, wanted, stopped=True)
-        if stopped:  # first of all: its pending signals must not be delivered before it stops
-            for task in wanted.tasks:
-                self.born.tree.signal(self.born.tree.ours(task.pid), signal.SIGSTOP)
+        stop = [task.pid for task in wanted.tasks if stopped or task.stopped]
+        executor = Executor(self.born.tree, made, now, wanted, stop=stop)
         executor.begin()
         executor.before_pages()
         self.clock.lap("layout")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,11 +22,12 @@ from ckpt.history.open import Generation, History, Mode, open_store
 from ckpt.live import advice, core, journal, names, objects, runtime, track, watches, world
 from ckpt.live.capture import Layout
 from ckpt.live.execute import Executor, Unchanged, disturbed
-from ckpt.model import PidRef, Plan, Snapshot, Task
+from ckpt.live.surgeon import operate, outside_groups, refuse_newcomers, refuse_strangers
+from ckpt.model import PidRef, Plan, Snapshot
 from ckpt.ops.baseline import Clock, find_baseline
 from ckpt.ops.rollback_pages import Pages
 from ckpt.plan import FileIdentity, paths_of, plan
-from ckpt.procfs import parse_stat
+from ckpt.plan.kin import Surgery, predicted, surgery
 
 SINK_PAGES = 256  #: for contents of pipes and the like; runs and records have room of their own
 
@@ -120,6 +121,7 @@ class _Planned:
     now: Snapshot
     world: dict[str, FileIdentity]
     made: Plan
+    work: Surgery
 
 
 class _Run:
@@ -159,11 +161,12 @@ class _Run:
             self._refuse(planned.made)
             if refusals := names.taken(self.ref.pid, now, self.wanted):
                 raise RefusedError(refusals[0])
+            refuse_strangers(planned.work, now)
             self.clock.lap("planned")
             self.progress("fetching pages")
             exact = self.baseline.exact and armed.exact and self.unfinished is None
             pages = Pages(self.tree, self.history, self.generation, self.wanted, self.baseline, sink, exact=exact)
-            warnings = (*armed.warnings, *pages.prefetch(armed.tracks, planned.made))
+            warnings = (*armed.warnings, *pages.prefetch(armed.tracks, now, planned.made, planned.work.made))
             record = runtime.Record(self.incarnation, self.generation.lineage, seats=armed.seats)
             runtime.save(self.ref, record)
             self.clock.lap("prefetched")
@@ -191,9 +194,21 @@ class _Run:
         return time.monotonic_ns() - self.clock.start
 
     def _planned(self, now: Snapshot, seats: dict[int, int]) -> _Planned:
-        found = world.look(paths_of(now, self.wanted), f"/proc/{self.ref.pid}/root")
-        made = plan(now, self.wanted, found, tcp=self.request.tcp, reserved=seats, segments=advice.segments(self.ref.pid))
-        return _Planned(now, found, made)
+        """`now` as it is, or what the surgery will make of it."""
+        work = surgery(now, self.wanted, outside_groups(now, self.wanted))
+        if work.refusals:
+            return _Planned(now, {}, Plan((), {}, {}, (), work.refusals), work)
+        there = predicted(now, self.wanted, work) if work.steps else now
+        planned = self._planned_from(there, seats, work.made)
+        made = replace(planned.made, family=work.notes, warnings=(*work.warnings, *planned.made.warnings))
+        return replace(planned, now=now, made=made, work=work)
+
+    def _planned_from(self, now: Snapshot, seats: dict[int, int], made: Collection[int]) -> _Planned:
+        """`now` has just the wanted tasks; `made`: those that are new."""
+        found = world.look(paths_of(now, self.wanted, newborn=made), f"/proc/{self.ref.pid}/root")
+        segments = advice.segments(self.ref.pid)
+        planned = plan(now, self.wanted, found, tcp=self.request.tcp, reserved=seats, newborn=made, segments=segments)
+        return _Planned(now, found, planned, Surgery(made=frozenset(made)))
 
     def _refuse(self, made: Plan) -> None:
         if made.refusals:
@@ -203,7 +218,6 @@ class _Run:
     # ---- while it is frozen ----
 
     def _frozen(self, layout: Layout, seats: dict[int, int], planned: _Planned, pages: Pages) -> tuple[Plan, Executor, int]:
-        stopped = self.unfinished is None and _stopped(self.wanted.tasks)
         begin = time.monotonic_ns()
         self.clock.lap("ready")
         self.tree.freeze()
@@ -213,15 +227,22 @@ class _Run:
         if now is not planned.now or world.look(planned.world, f"/proc/{self.ref.pid}/root") != planned.world:
             planned = self._planned(now, seats)
             self._refuse(planned.made)
-        made = planned.made
-        executor = Executor(self.tree, made, now, self.wanted, stopped=stopped)
+        refuse_newcomers(planned.work, now)
+        stops = _Stops(now, self.wanted, self.unfinished)
         self.clock.lap("replanned")
-        note = journal.Journal(str(self.history.path.absolute()), self.generation.number, self.request.tcp, "changing")
+        store = str(self.history.path.absolute())
+        note = journal.Journal(store, self.generation.number, self.request.tcp, "changing", stops.by_others)
         journal.save(self.ref, note)
         self.clock.lap("journaled")
+        executor = None
         try:
-            self._change(executor, pages)
+            if planned.work.steps:
+                planned, now = self._operate(planned, layout, seats, stops)
+            executor = Executor(self.tree, planned.made, now, self.wanted, stop=stops.left(planned.work), go=stops.go)
+            executor.changed = bool(planned.work.steps)
+            self._change(executor, pages, planned.work.made)
         except Unchanged as error:
+            assert executor
             executor.abandon()
             if self.unfinished is None:
                 journal.clear(self.ref)
@@ -235,14 +256,24 @@ class _Run:
         self.clock.lap("continued")
         self.tree.thaw()
         self.clock.lap("thawed")
-        return made, executor, time.monotonic_ns() - begin
+        return planned.made, executor, time.monotonic_ns() - begin
 
-    def _change(self, executor: Executor, pages: Pages) -> None:
+    def _operate(self, planned: _Planned, layout: Layout, seats: dict[int, int], stops: _Stops) -> tuple[_Planned, Snapshot]:
+        """Ends and makes tasks; then the tree is looked at anew, and planned from what really is there."""
+        operate(self.tree, planned.now, planned.work, stops.stop)
+        self.clock.lap("operated")
+        now = Layout(self.tree, self.wanted, layout.seats, layout.sink).take()
+        again = self._planned_from(now, seats, planned.work.made)
+        self._refuse(again.made)
+        made = replace(again.made, family=planned.made.family)
+        return replace(again, made=made, work=planned.work), now
+
+    def _change(self, executor: Executor, pages: Pages, made: Collection[int]) -> None:
         executor.begin()
         self.clock.lap("stopped")
         executor.before_pages()
         self.clock.lap("layout")
-        pages.put(executor, self.clock)
+        pages.put(executor, made, self.clock)
         with objects.Contents(self.wanted, executor.plan.objects, pages.source, self.tree.ours) as contents:
             pages.written += contents.put()
             self.clock.lap("pages")
@@ -251,17 +282,30 @@ class _Run:
         self.clock.lap("registers")
 
 
+class _Stops:
+    """Who is in a group stop, before and after. The generation says who; but where somebody has stopped the whole tree (its root),
+    that is not the program's doing, and what is stopped stays so.
+
+    `by_others`: tasks that somebody else has stopped; `stop`: those that nobody has; `go`: those that run in the end."""
+
+    def __init__(self, now: Snapshot, wanted: Snapshot, unfinished: journal.Journal | None) -> None:
+        standing = {task.pid for task in now.tasks if task.stopped}
+        self.by_others = tuple(sorted(standing)) if unfinished is None else unfinished.stopped
+        self.stop = [task.pid for task in now.tasks if task.pid not in standing]
+        held = set(self.by_others) if wanted.root.pid in self.by_others else set()
+        self.go = [task.pid for task in wanted.tasks if not task.stopped and task.pid not in held]
+
+    def left(self, work: Surgery) -> list[int]:
+        """Tasks that the executor has to stop: none after a surgery."""
+        return [] if work.steps else self.stop
+
+
 def _threads(made: Plan, wanted: Snapshot) -> dict[str, int]:
     return {
         "ended": sum(len(tids) for tids in made.threads_end.values()),
         "spawned": sum(len(tids) for tids in made.threads_spawn.values()),
         "set": sum(len(task.threads) for task in wanted.tasks),
     }
-
-
-def _stopped(tasks: Sequence[Task]) -> bool:
-    """Whether somebody else has stopped them (SIGSTOP, a shell's ^Z): then they stay stopped."""
-    return any(parse_stat(Path(f"/proc/{task.pid}/stat").read_bytes()).state == "T" for task in tasks)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ has to come from the store while the target is stopped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ckpt.history.open import Generation, History
@@ -28,7 +28,7 @@ class Memory:
     """One memory's pages."""
 
     task: Task
-    track: core.Track
+    track: core.Track | None  #: None: the task is not there yet
     rule: act.PageRule
     hold: bytes
     ahead: bytes = b""  #: runs of what was fetched
@@ -58,31 +58,35 @@ class Pages:
 
     # ---- while it runs ----
 
-    def prefetch(self, tracks: Sequence[core.Track], made: Plan) -> tuple[str, ...]:
-        """Contents that are likely to be written. Returns what the user should know."""
+    def prefetch(self, tracks: Sequence[core.Track], now: Snapshot, planned: Plan, made: Collection[int]) -> tuple[str, ...]:
+        """Contents that are likely to be written. `made`: tasks that are to be made. Returns what the user should know."""
         by_mm = {thread.pid: thread.mm for thread in self.tree.threads()}
-        track_of = {by_mm[one.pid]: one for one in tracks}
+        track_of = {by_mm[one.pid]: one for one in tracks if one.pid in by_mm}
         before = self.history.load(self.parent)[1] if self.parent is not None else None
+        living = {task.pid: task for task in now.tasks if task.pid not in made}
         seen: set[int] = set()
         for task in self.wanted.tasks:
             if task.mm in seen:
                 continue
             seen.add(task.mm)
             hold = self.source.raw_runs(task.mm)
-            rule = act.PageRule(hold, self._differs(before, task), private_ranges(task.mappings))
-            memory = Memory(task, track_of[by_mm[task.pid]], rule, hold)
-            work = rule.work(self._scan(memory))
-            self._fetch(memory, joined(sorted([*as_spans(work.write), *_mapped_anew(made, task, hold)])))
+            here = living.get(task.pid)
+            rule = act.PageRule(hold, self._differs(before, here, task) if here else None, private_ranges(task.mappings))
+            memory = Memory(task, track_of.get(by_mm[task.pid]) if here and task.pid in by_mm else None, rule, hold)
+            work = rule.work(self._scan(memory) if memory.track else b"")
+            self._fetch(memory, joined(sorted([*as_spans(work.write), *_mapped_anew(planned, task, hold)])))
             self.memories.append(memory)
         left = sum(memory.left for memory in self.memories)
         why = "no baseline stands for this process" if self.parent is None else "so much has been written since"
         return (f"{left} pages are read from the store while the process is stopped: {why}",) if left else ()
 
     def _scan(self, memory: Memory, *, protect: bool = False) -> bytes:
-        return bytes(act.pages_scan(self.tree, memory.track, self.sink, protect=protect).runs)
+        track = memory.track or core.Track(memory.task.pid, core.COMPARE, -1, 0, fresh=True)
+        return bytes(act.pages_scan(self.tree, track, self.sink, protect=protect).runs)
 
-    def _differs(self, before: Snapshot | None, task: Task) -> bytes | None:
-        same = next((one for one in before.tasks if one.ref == task.ref), None) if before else None
+    def _differs(self, before: Snapshot | None, here: Task, task: Task) -> bytes | None:
+        """Where the generation differs from the baseline, if the baseline knows this very process."""
+        same = next((one for one in before.tasks if one.ref == here.ref), None) if before else None
         if same is None or self.parent is None:
             return None
         return self.history.store.diff(self.parent, same.mm, self.generation.number, task.mm)
@@ -95,8 +99,12 @@ class Pages:
 
     # ---- while it is frozen ----
 
-    def put(self, executor: Executor, clock: Clock) -> None:
+    def put(self, executor: Executor, made: Collection[int], clock: Clock) -> None:
+        """`made`: tasks that were made just now, as copies of others: nothing of them is known, all is put right."""
         for memory in self.memories:
+            if memory.task.pid in made:
+                memory.track = None
+                memory.rule = act.PageRule(memory.hold, None, private_ranges(memory.task.mappings))
             self._put(executor, memory, clock)
 
     def _put(self, executor: Executor, memory: Memory, clock: Clock) -> None:
@@ -116,7 +124,7 @@ class Pages:
         self.written += (len(memory.data) >> 12) + total(as_spans(late)) + total(zero)
         self.dropped += total(drop)
         clock.lap("dropped")
-        if memory.track.tracker != core.COMPARE:
+        if memory.track and memory.track.tracker != core.COMPARE:
             act.pages_scan(self.tree, memory.track, self.sink, protect=True)
         clock.lap("protected")
 

@@ -1,5 +1,7 @@
 """plan(now, wanted): the ordered remote calls that turn a living tree into what a generation says. Pure data, pure code.
 
+Which processes there are is made right before (kin.py says how): here each wanted task has one of now.
+
 Stages run in this order, for each process: its threads that came since are ended (by the executor); mappings; descriptors;
 attributes; threads that went are made again (by the executor); each thread's attributes; pages (by the executor); what can be done
 only when they stand; signals; timers; registers (by the executor).
@@ -7,7 +9,7 @@ only when they stand; signals; timers; registers (by the executor).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from ckpt.model import Plan, Snapshot, Stage, Task
@@ -48,15 +50,14 @@ def plan(
     *,
     tcp: str = "reset",
     reserved: Mapping[int, int] | None = None,
-    newborn: bool = False,
+    newborn: Collection[int] = (),
     segments: Mapping[int, Segment] | None = None,
 ) -> Plan:
     """`world`: identities of `paths_of(now, wanted)`. `reserved`: pid -> number of the tracker's descriptor in it.
     `segments`: the System V segments that there are.
-    `newborn`: now's tasks are empty forks of ckpt, to become the wanted ones."""
-    refusals = _tree(now, wanted)
-    if refusals:
-        return Plan((), {}, {}, (), tuple(refusals))
+    `newborn`: tasks of now that are empty copies of another process, to become the wanted ones. now has all wanted tasks (kin.py)."""
+    restoring = all(task.pid in newborn for task in wanted.tasks)
+    refusals: list[str] = []
     warnings: list[str] = []
     batches: dict[tuple[str, int], Batch] = {}
     ends: dict[int, tuple[int, ...]] = {}
@@ -64,13 +65,14 @@ def plan(
     objects = plan_objects(now, wanted, world, segments or {})
     refusals += objects.refusals
     warnings += objects.warnings
-    tables = plan_tables(now, wanted, tcp, reserved or {}, world, objects=objects, newborn=newborn)
+    tables = plan_tables(now, wanted, tcp, reserved or {}, world, objects=objects, newborn=restoring)
     for task in wanted.tasks:
         before = now.task(task.pid)
-        frame = Frame(before, task, (now.features, wanted.features)) if newborn else None
+        fresh = task.pid in newborn
+        frame = Frame(before, task, (now.features, wanted.features)) if fresh else None
         layout = plan_layout(before, task, now.files, world, frame, objects)
         threads = plan_threads(before, task)
-        attributes = plan_attributes(_framed(before, task) if newborn else before, task)
+        attributes = plan_attributes(_framed(before, task) if fresh else before, task)
         refusals += [*layout.refusals, *tables[task.pid].refusals, *attributes.refusals, *threads.refusals]
         warnings += [*layout.warnings, *tables[task.pid].warnings, *attributes.warnings]
         table = tables[task.pid]
@@ -79,30 +81,17 @@ def plan(
         ends[task.pid], spawns[task.pid] = threads.end, threads.spawn
     order = [(name, task.pid) for name in STAGES for task in wanted.tasks]
     stages = tuple(Stage(*key, tuple(batches[key].calls)) for key in order if batches[key].calls)
-    said = (line.removesuffix(_IN_PLACE_ADVICE) if newborn else line for line in refusals)
+    said = (line.removesuffix(_IN_PLACE_ADVICE) if restoring else line for line in refusals)
     return Plan(stages, ends, spawns, objects.made, tuple(said), tuple(warnings))
 
 
-def paths_of(now: Snapshot, wanted: Snapshot, *, newborn: bool = False) -> set[str]:
+def paths_of(now: Snapshot, wanted: Snapshot, *, newborn: Collection[int] = ()) -> set[str]:
     """Files that the plan may have to map or open again: the caller says what stands there (in the target's root)."""
     here = {task.pid: task for task in now.tasks}
-    mapped = (paths_to_check(here[task.pid], task, newborn=newborn) for task in wanted.tasks if task.pid in here)
+    mapped = (paths_to_check(here[task.pid], task, newborn=task.pid in newborn) for task in wanted.tasks if task.pid in here)
     return opened_paths(wanted).union(object_paths(wanted), *mapped)
 
 
 def _framed(newborn: Task, wanted: Task) -> Task:
     """The newborn as it is once its frame stands."""
     return replace(newborn, attributes={**newborn.attributes, "memory": wanted.attributes.get("memory", {})})
-
-
-def _tree(now: Snapshot, wanted: Snapshot) -> list[str]:
-    here, there = {task.pid: task for task in now.tasks}, {task.pid: task for task in wanted.tasks}
-    came = [f"task {pid} ({here[pid].comm}) has come since" for pid in sorted({*here} - {*there})]
-    went = [f"task {pid} ({there[pid].comm}) was there and is gone" for pid in sorted({*there} - {*here})]
-    recycled = [
-        f"task {pid} ({here[pid].comm}) is another process than task {pid} of the generation"
-        for pid in sorted({*here} & {*there})
-        if here[pid].start_ticks != there[pid].start_ticks
-    ]
-    advice = "children that came or went cannot be rolled back in place yet; ckpt restore --replace"
-    return [f"{line}: {advice}" for line in (*came, *went, *recycled)]

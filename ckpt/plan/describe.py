@@ -11,6 +11,7 @@ from ckpt.model import Arg, Plan, RemoteArg, RemoteCall
 def as_lines(plan: Plan) -> Iterator[str]:
     for line in plan.refusals:
         yield f"refused: {line}"
+    yield from plan.family
     for pid, tids in plan.threads_end.items():
         if tids:
             yield f"task {pid}: end thread{'s'[: len(tids) > 1]} {', '.join(map(str, tids))}"
@@ -30,6 +31,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
     return {
         "refusals": list(plan.refusals),
         "warnings": list(plan.warnings),
+        "family": list(plan.family),
         "threads_end": {str(pid): list(tids) for pid, tids in plan.threads_end.items() if tids},
         "threads_spawn": {str(pid): list(tids) for pid, tids in plan.threads_spawn.items() if tids},
         "stages": [{"name": stage.name, "pid": stage.pid, "calls": [_call(item) for item in stage.calls]} for stage in plan.stages],

@@ -3,10 +3,10 @@ the newborns that take its place. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from ckpt.model import PidRef, Snapshot, Task, Thread
+from ckpt.model import PidRef, Snapshot, Task, Thread, Zombie
 from ckpt.plan.renumber import renumbered
 
 
@@ -28,7 +28,14 @@ def reborn(wanted: Snapshot, now: Snapshot, numbers: Mapping[int, int]) -> Rebor
         moved = replace(task, start_ticks=born.start_ticks, ppid=born.ppid, pgid=born.pgid, sid=born.sid)
         tasks.append(_unbound(moved, warnings) if task.pid == wanted.root.pid else moved)
     root = PidRef(now.root.pid, now.root.start_ticks)
-    return Reborn(replace(wanted, root=root, tasks=tuple(tasks)), tuple(warnings))
+    return Reborn(replace(wanted, root=root, tasks=tuple(tasks), zombies=tuple(_dead(wanted, now))), tuple(warnings))
+
+
+def _dead(wanted: Snapshot, now: Snapshot) -> Iterator[Zombie]:
+    here = {dead.pid: dead for dead in now.zombies}
+    for dead in wanted.zombies:
+        made = here.get(dead.pid, dead)
+        yield replace(dead, start_ticks=made.start_ticks, ppid=made.ppid, pgid=made.pgid, sid=made.sid)
 
 
 def _unbound(root: Task, warnings: list[str]) -> Task:

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ckpt.model import OpenFile, PidRef, Snapshot, State, Task, Thread
+from ckpt.model import OpenFile, PidRef, Snapshot, State, Task, Thread, Zombie
+
+_NUMBERS = ("pid", "ppid", "pgid", "sid")
 
 
 def renumbered(snapshot: Snapshot, numbers: Mapping[int, int]) -> Snapshot:
@@ -18,14 +20,21 @@ def renumbered(snapshot: Snapshot, numbers: Mapping[int, int]) -> Snapshot:
         return snapshot
     root = PidRef(numbers.get(snapshot.root.pid, snapshot.root.pid), snapshot.root.start_ticks)
     files = tuple(_pidfd(file, numbers) if file.kind == "pidfd" else file for file in snapshot.files)
-    return replace(snapshot, root=root, tasks=tuple(_task(task, numbers) for task in snapshot.tasks), files=files)
+    tasks = tuple(_task(task, numbers) for task in snapshot.tasks)
+    zombies = tuple(_zombie(dead, numbers) for dead in snapshot.zombies)
+    return replace(snapshot, root=root, tasks=tasks, files=files, zombies=zombies)
 
 
 def _task(task: Task, numbers: Mapping[int, int]) -> Task:
-    names = {name: numbers.get(getattr(task, name), getattr(task, name)) for name in ("pid", "ppid", "pgid", "sid")}
+    names = {name: numbers.get(getattr(task, name), getattr(task, name)) for name in _NUMBERS}
+    shares = {what: numbers.get(pid, pid) for what, pid in task.shares.items()}
     threads = sorted((_thread(thread, numbers) for thread in task.threads), key=lambda thread: (thread.tid != names["pid"], thread.tid))
     attributes = {name: _timers(state, numbers) if name == "posix_timers" else state for name, state in task.attributes.items()}
-    return replace(task, **names, threads=tuple(threads), attributes=attributes)
+    return replace(task, **names, shares=shares, threads=tuple(threads), attributes=attributes)
+
+
+def _zombie(dead: Zombie, numbers: Mapping[int, int]) -> Zombie:
+    return replace(dead, **{name: numbers.get(getattr(dead, name), getattr(dead, name)) for name in _NUMBERS})
 
 
 def _thread(thread: Thread, numbers: Mapping[int, int]) -> Thread:

@@ -42,12 +42,12 @@ int thread_welcome(ckpt_tree *tree, pid_t pid, pid_t tid) {
     thread->regs.orig_rax = ~UINT64_C(0);
     thread->decision = (struct ckpt_decision){.nr = -1, .shown = (int64_t)thread->regs.rax, .value = (int64_t)thread->regs.rax};
     thread->state = THREAD_STOPPED;
-    thread->group_stopped = false;
+    thread->group_stopped = 0;
     return 0;
 }
 
-/* The kernel answers with a number of the task's own pid namespace; ours is found among the children of the thread that cloned. */
-static pid_t our_number(ckpt_tree *tree, const struct task *parent, pid_t tid) {
+/* A child of `pid` that is not in the tree yet, among those that hang under one of its threads; 0 = none. */
+static pid_t unknown_child(ckpt_tree *tree, const struct task *parent, pid_t tid) {
     char name[NAME_ROOM];
     ssize_t bytes = proc_read(parent->dir, proc_name(name, "task/", (uint64_t)tid, "/children"), tree->text, TEXT_BYTES - 1);
     if (bytes < 0)
@@ -60,7 +60,20 @@ static pid_t our_number(ckpt_tree *tree, const struct task *parent, pid_t tid) {
         if (!tree_task(tree, (pid_t)pid))
             return (pid_t)pid;
     }
-    return -ESRCH;
+    return 0;
+}
+
+/* The kernel answers with a number of the task's own pid namespace; ours is found among the children of the process that it hangs
+ * under: the one that cloned, or with CLONE_PARENT that one's parent. */
+static pid_t our_number(ckpt_tree *tree, const struct task *maker, uint64_t flags) {
+    struct proc_stat stat = {.ppid = maker->pid};
+    int error = flags & CLONE_PARENT ? proc_stat(maker->dir, "stat", &stat) : 0;
+    struct task *parent = error ? NULL : tree_task(tree, stat.ppid);
+    pid_t found = error;
+    for (size_t i = 0; parent && !found && i < tree->thread_count; i++)
+        if (tree->threads[i].pid == parent->pid && tree->threads[i].state != THREAD_GONE)
+            found = unknown_child(tree, parent, tree->threads[i].tid);
+    return found ? found : -ESRCH;
 }
 
 /* ---- the same number on either side of a pid namespace ---- */
@@ -133,7 +146,8 @@ int ckpt_task_spawn(ckpt_tree *tree, int32_t parent, int32_t pid, uint64_t flags
     int error = own ? ckpt_remote_begin(tree, parent, NULL, 0, 4096) : 0;
     if (error)
         return error;
-    struct birth birth = {.args = {.flags = flags | CLONE_PTRACE, .exit_signal = SIGCHLD}, .pid = (uint64_t)pid};
+    const uint64_t end_signal = flags & CSIGNAL;
+    struct birth birth = {.args = {.flags = (flags & ~end_signal) | CLONE_PTRACE, .exit_signal = end_signal}, .pid = (uint64_t)pid};
     int64_t data = ckpt_remote_data(tree, tid, sizeof birth);
     if (pid) {
         birth.args.set_tid = (uint64_t)data + offsetof(struct birth, pid);
@@ -142,7 +156,7 @@ int ckpt_task_spawn(ckpt_tree *tree, int32_t parent, int32_t pid, uint64_t flags
     struct ckpt_call call = {.nr = SYS_clone3, .arg = {0, sizeof birth.args}, .form = {CKPT_ARG_DATA}, .may_fail = 1};
     int ran = ckpt_remote(tree, tid, &call, 1, (uint8_t *)&birth, sizeof birth);
     error = ran < 0 ? ran : call.ret < 0 ? tree_fail(tree, (int)call.ret, "make task", parent, 0, -1, 0, "clone3") : 0;
-    pid_t born = error ? error : our_number(tree, tree_task(tree, parent), tid);
+    pid_t born = error ? error : our_number(tree, tree_task(tree, parent), flags);
     if (born > 0) {
         error = tree_add_task(tree, born);
         error = error < 0 ? error : thread_welcome(tree, born, born);
@@ -160,4 +174,18 @@ int ckpt_task_spawn(ckpt_tree *tree, int32_t parent, int32_t pid, uint64_t flags
     if (!error)
         *ret_pid = born;
     return error;
+}
+
+/* Drops EXITKILL. The caller has seen to it that the process stays in a group stop without a tracer. */
+int ckpt_task_keep(ckpt_tree *tree, int32_t pid) {
+    tree_fault_clear(tree);
+    for (size_t i = 0; i < tree->thread_count; i++) {
+        struct thread *thread = &tree->threads[i];
+        if (thread->pid != pid || thread->state != THREAD_STOPPED)
+            continue;
+        long error = sys_ptrace(PTRACE_SETOPTIONS, thread->tid, 0, PTRACE_O_TRACESYSGOOD);
+        if (error)
+            return tree_fail(tree, (int)error, "keep", pid, thread->tid, -1, 0, NULL);
+    }
+    return 0;
 }

@@ -52,6 +52,9 @@ const char *text_of(const struct window *window, struct text_at where);
 /* raw.c */
 int raw_tree(struct window *window);
 int raw_task(struct window *window, size_t task);
+/* kin.c */
+int raw_zombie(struct window *window, const struct task *task);
+int raw_shares(struct window *window, size_t task);
 /* descriptors.c */
 int capture_descriptors(struct window *window);
 /* identity.c: sets entry->file; equal numbers = one open file description over the whole tree */

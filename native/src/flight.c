@@ -33,7 +33,7 @@ int flight_start(ckpt_tree *tree, struct flight *flight, const struct user_regs_
     uint64_t mask = flight->sig ? ~(UINT64_C(1) << (flight->sig - 1)) : ~UINT64_C(0);
     long error = 0;
     if (!flight->sig)
-        error = sys_ptrace(PTRACE_SETOPTIONS, flight->tid, 0, PTRACE_O_TRACESYSGOOD);
+        error = sys_ptrace(PTRACE_SETOPTIONS, flight->tid, 0, PTRACE_O_TRACESYSGOOD | (tree->doomed ? PTRACE_O_EXITKILL : 0));
     if (!error)
         error = sys_ptrace(PTRACE_SETREGS, flight->tid, 0, (uintptr_t)regs);
     if (!error)
@@ -53,11 +53,13 @@ static int give_back(struct thread *thread) {
 enum step { GO_ON, ARRIVED, FAILED };
 
 /* One stop on the way: where does it leave us? */
-static enum step flight_step(struct flight *flight, int status, struct user_regs_struct *regs, int *ret_error) {
+static enum step flight_step(struct thread *thread, struct flight *flight, int status, struct user_regs_struct *regs, int *ret_error) {
     int sig = WSTOPSIG(status), event = status >> 16, pass = 0;
     long error = sys_ptrace(PTRACE_GETREGS, flight->tid, 0, (uintptr_t)regs);
     if (!error && event == 0 && sig == flight->sig && regs->rip == flight->park)
         return ARRIVED;
+    if (event == EVENT_STOP && sig != SIGTRAP)
+        thread->group_stopped = sig; /* by a signal that came after the freeze */
     if (!error && event == EVENT_STOP && flight->leaving && regs->rip == flight->park)
         return ARRIVED;
     if (!error && event == 0 && sig == (SIGTRAP | 0x80)) {
@@ -89,7 +91,7 @@ int flight_wait(ckpt_tree *tree, struct flight *flight, int64_t *ret_value) {
             thread->state = THREAD_GONE;
             return 1;
         }
-        step = flight_step(flight, status, &regs, &error);
+        step = flight_step(thread, flight, status, &regs, &error);
     } while (step == GO_ON);
     if (error == -ESRCH) { /* killed under our hands: the next wait tells */
         thread->state = sys_wait(flight->tid, &status, 0) < 0 || !WIFSTOPPED(status) ? THREAD_GONE : thread->state;

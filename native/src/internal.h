@@ -27,7 +27,7 @@ struct thread {
     pid_t pid, tid;
     uint64_t start_ticks;
     enum thread_state state;
-    bool group_stopped;             /* SIGSTOPped by somebody: detach leaves it so */
+    int group_stopped;              /* the signal by which somebody has stopped it (detach leaves it so); 0 = nobody */
     bool interrupted;               /* PTRACE_INTERRUPT sent, stop not yet seen */
     bool listed;                    /* discover.c: seen in the listing being read */
     struct user_regs_struct regs;   /* as shown at the stop; valid while STOPPED */
@@ -58,7 +58,7 @@ struct task {
     int uffd;    /* our duplicate of the target's userfaultfd, or -1 */
     int32_t mm;  /* index in tree->tasks of the first task with this memory */
     ckpt_addr_t vdso, vdso_end; /* from maps; 0 = none */
-    bool zombie; /* exited, not yet waited for by its parent: no threads, no memory: captures leave it out */
+    bool zombie; /* exited, not yet waited for by its parent: no threads, no memory; captures say how it ended (kin.c) */
     struct bridge bridge;
 };
 
@@ -165,6 +165,7 @@ ssize_t proc_read(int dir, const char *name, void *buffer, size_t cap);
 /* What stat says of a process or thread. */
 struct proc_stat {
     char state;
+    pid_t ppid;           /* field 4 */
     uint32_t flags;       /* field 9, PF_* */
     uint64_t start_ticks; /* field 22 */
     int cpu;              /* field 39: where it runs or last ran */

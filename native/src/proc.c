@@ -88,6 +88,8 @@ int proc_stat(int dir, const char *name, struct proc_stat *ret_stat) {
     int field = 2;
     for (at++; at < end; at++) {
         if (*at == ' ' || *at == '\n') {
+            if (field == 4)
+                stat.ppid = (pid_t)value;
             if (field == 9)
                 stat.flags = (uint32_t)value;
             if (field == 22)

@@ -215,8 +215,10 @@ int raw_task(struct window *window, size_t index) {
     ckpt_tree *tree = window->tree;
     const struct task *task = &tree->tasks[index];
     if (task->zombie)
-        return 0; /* nothing of it is left but its exit status; its parent's "children" still names it */
+        return raw_zombie(window, task);
     int error = proc_files(window, index);
+    if (!error)
+        error = raw_shares(window, index);
     if (!error)
         error = limits(window, task);
     if (!error)

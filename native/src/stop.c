@@ -63,7 +63,8 @@ int thread_seize(ckpt_tree *tree, struct thread *thread) {
     if (error)
         return tree_fail(tree, (int)error, "seize", thread->pid, thread->tid, -1, 0, NULL);
     thread->state = THREAD_SEIZED;
-    thread->interrupted = thread->group_stopped = false;
+    thread->interrupted = false;
+    thread->group_stopped = 0;
     return 0;
 }
 
@@ -108,7 +109,7 @@ static bool is_group_stop(int signal) { return signal == SIGSTOP || signal == SI
 
 /* At EVENT_STOP. -ESRCH here means a SIGKILL on the way: the exit is still to be waited for, so "not yet". */
 int thread_at_stop(ckpt_tree *tree, struct thread *thread, int signal) {
-    thread->group_stopped = is_group_stop(signal);
+    thread->group_stopped = is_group_stop(signal) ? signal : 0;
     long error = sys_ptrace(PTRACE_GETREGS, thread->tid, 0, (uintptr_t)&thread->regs);
     if (!error)
         error = sys_ptrace(PTRACE_GETSIGMASK, thread->tid, sizeof thread->sigmask, (uintptr_t)&thread->sigmask);

@@ -238,7 +238,8 @@ void ckpt_tree_close(ckpt_tree *tree) {
 
 static struct ckpt_thread_id describe(ckpt_tree *tree, const struct thread *thread) {
     return (struct ckpt_thread_id){
-        .pid = thread->pid, .tid = thread->tid, .start_ticks = thread->start_ticks, .mm = tree_task(tree, thread->pid)->mm};
+        .pid = thread->pid, .tid = thread->tid, .start_ticks = thread->start_ticks, .mm = tree_task(tree, thread->pid)->mm,
+        .stopped = thread->group_stopped};
 }
 
 /* Leaders first, in the order of their tasks (which is the order of a capture's records), then the others. */

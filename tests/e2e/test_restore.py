@@ -45,7 +45,7 @@ def test_killed_and_restored(name: str, ckpt: Ckpt, victim: Start) -> None:
     assert target.pid == pid
     target.verify()
     assert target.tracer() == 0
-    assert not target.states() & {"t", "T"}
+    assert not target.stands_still()
     time.sleep(0.1)
     target.verify()
     again = ckpt.exact(target.pid)

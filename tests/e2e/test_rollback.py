@@ -14,8 +14,8 @@ from tests.harness import WORKLOADS, Ckpt, Victim, did, times
 from tests.harness.victim import HERE, build
 
 Start = Callable[..., Victim]
-#: A tree with children may be refused until the next issue; redis has tests of its own below.
-ALONE = [name for name in WORKLOADS if name not in ("family", "redis", "waits")]
+#: redis has tests of its own below.
+ALONE = [name for name in WORKLOADS if name not in ("redis", "waits")]
 
 
 def identity(target: Victim) -> tuple[int, int]:
@@ -40,7 +40,7 @@ def test_back_and_forth(name: str, ckpt: Ckpt, victim: Start) -> None:
         assert identity(target) == who
         target.verify()
         assert target.tracer() == 0
-        assert not target.states() & {"t", "T"}
+        assert not target.stands_still()
         time.sleep(0.1)
         target.verify()
     made = ckpt.exact(target.pid)

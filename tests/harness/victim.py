@@ -44,6 +44,7 @@ WORKLOADS: Mapping[str, tuple[str, ...]] = {
     "threads200": ("bin/threads", "200", "sleepy"),
     "busy16": ("bin/threads", "16", "busy"),
     "family": ("bin/family",),
+    "clan": ("bin/clan",),
     "churn": ("bin/churn", "{folder}"),
     "sleeper": ("bin/sleeper", "10"),
     "epoll": ("bin/epoll",),
@@ -56,6 +57,8 @@ WORKLOADS: Mapping[str, tuple[str, ...]] = {
 }
 #: ckpt acts on this process, not on the one that speaks the protocol: redis is a child of its driver.
 ROOT_IS_CHILD = {"redis"}
+#: Has a child that the program itself has stopped; nobody else may stand still after ckpt was at work.
+HAS_STOPPED = {"clan"}
 
 
 def build() -> None:
@@ -207,6 +210,10 @@ class Victim:
                     found.add(text[text.rindex(")") + 2])
         return found
 
+    def stands_still(self) -> bool:
+        """Whether a thread is stopped that the program itself has not stopped."""
+        return bool(self.states() & ({"t"} if Path(self.command[0]).name in HAS_STOPPED else {"t", "T"}))
+
     def tree(self) -> list[int]:
         """The root and all its living descendants."""
         found = [self.pid]
@@ -266,7 +273,11 @@ class Victim:
         queue = [self.leader, *self._session()]
         for pid in queue:
             queue += [one for one in children(pid) if one not in queue]
-            if pid not in self._pidfds:
+            known = self._pidfds.get(pid)
+            if known is not None and select.select([known], [], [], 0)[0]:
+                os.close(self._pidfds.pop(pid))  # it has ended, and another one has its number: a rollback made it again
+                known = None
+            if known is None:
                 with contextlib.suppress(OSError):
                     pidfd = os.pidfd_open(pid)
                     if int(stat_fields(pid)[19]) >= self._since:

@@ -20,6 +20,7 @@ from ckpt.model import (
     SyscallState,
     Task,
     Thread,
+    Zombie,
 )
 
 HEAP = Mapping(0x5555_0000_0000, 0x5555_0000_8000, 3, 0x22, Backing("anonymous"), "[heap]")
@@ -114,7 +115,11 @@ TASKS = st.builds(
     st.lists(DESCRIPTORS, max_size=3).map(tuple),
     PENDING,
     ATTRIBUTES,
+    SMALL,
+    SMALL,
+    st.dictionaries(TEXTS, SMALL, max_size=2),
 )
+ZOMBIES = st.builds(Zombie, SMALL, U64, SMALL, SMALL, SMALL, TEXTS, SMALL, SMALL, SMALL)
 FILES = st.builds(OpenFile, SMALL, TEXTS, SMALL, INT, STATES)
 OBJECTS = st.builds(SharedObject, SMALL, U64, U64, U64)
 SNAPSHOTS = st.builds(
@@ -125,4 +130,5 @@ SNAPSHOTS = st.builds(
     st.lists(OBJECTS, max_size=2).map(tuple),
     STATES,
     U64,
+    st.lists(ZOMBIES, max_size=2).map(tuple),
 )
