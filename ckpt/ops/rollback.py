@@ -172,6 +172,9 @@ class _Run:
             self.clock.lap("prefetched")
             with _quiet():
                 made, executor, stop_ns = self._frozen(layout, seats, planned, pages)
+        # What another process with its number was is not what a later one is: that one is tracked anew.
+        same = {(task.pid, task.start_ticks) for task in self.wanted.tasks}
+        record = replace(record, seats=tuple(seat for seat in record.seats if (seat.pid, seat.start_ticks) in same))
         runtime.save(self.ref, replace(record, store=self.history.store.uuid, generation=self.generation.number))
         self.clock.lap("recorded")
         upset = tuple(line for task in self.wanted.tasks for line in disturbed(task))
