@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,14 +19,17 @@ from ckpt.model import OpenFile, SharedObject, Snapshot, State, Task
 #: kind of descriptor -> keys of its state that are the kernel's numbers; the first is the thing's own, others name others of the kind
 IDENTITIES: Mapping[str, tuple[str, ...]] = {
     "pipe": ("ino",),
-    "unix": ("ino", "peer"),
-    "tcp": ("ino",),
+    "unix": ("ino", "peer", "waiting", "pending"),
+    "tcp": ("ino", "waiting"),
     "udp": ("ino",),
     "memfd": ("ino",),
+    "netlink": ("ino",),
     "socket": ("ino",),
 }
-#: keys that say nothing at all: device numbers of the kernel's inner file systems, socket cookies
-NOISE = ("cookie", "dev")
+_UNNAMED = re.compile(r"/#\d+$")  #: O_TMPFILE: its name is its number
+#: keys that say nothing: device numbers of the kernel's inner file systems, socket cookies; of a socket's name in a file system, its
+#: number there (another each time it is bound)
+NOISE = ("cookie", "dev", "name_ino")
 
 
 def canonical(snapshot: Snapshot) -> Snapshot:
@@ -55,10 +59,13 @@ class _Canon:
     def _file(self, file: OpenFile) -> OpenFile:
         state: dict[str, Any] = dict(file.state)
         for key in IDENTITIES.get(file.kind, ()):
-            if state.get(key):
-                state[key] = self._thing("memory" if file.kind == "memfd" else "socket", state[key])
+            sort = "memory" if file.kind == "memfd" else "socket"
+            if isinstance(state.get(key), list):
+                state[key] = [self._thing(sort, number) for number in state[key]]
+            elif state.get(key):
+                state[key] = self._thing(sort, state[key])
         if file.kind == "file" and state.get("deleted"):
-            state |= {"dev": 0, "ino": self._thing("memory", state["ino"])}
+            state |= {"dev": 0, "ino": self._thing("memory", state["ino"]), "path": _UNNAMED.sub("/#", state["path"])}
         if file.kind in IDENTITIES:
             state = {key: value for key, value in state.items() if key not in NOISE}
         if file.kind == "epoll":
@@ -79,7 +86,8 @@ class _Canon:
     def _mapping(self, item: Vma) -> Vma:
         if item.backing.kind != "object" and not item.backing.deleted:
             return item
-        return replace(item, backing=replace(item.backing, dev=0, ino=self._thing("memory", item.backing.ino)))
+        path = _UNNAMED.sub("/#", item.backing.path)
+        return replace(item, backing=replace(item.backing, dev=0, ino=self._thing("memory", item.backing.ino), path=path))
 
 
 def _merged(mappings: Iterable[Vma]) -> Iterable[Vma]:

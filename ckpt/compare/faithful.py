@@ -18,6 +18,7 @@ from ckpt.model import Mapping, Snapshot, Task
 
 SI_TIMER = -2
 SIGALRM, SI_KERNEL = 14, 0x80
+NO_CALL = 2**64 - 1  #: orig_rax
 RESTART_SYSCALL, RESTART_BLOCK_CALLS = 219, (7, 35, 202, 230)  #: poll, nanosleep, futex, clock_nanosleep
 
 
@@ -88,6 +89,15 @@ def _restarted(before: Any, after: Any, _context: Context) -> bool:
     return before == RESTART_SYSCALL and after in RESTART_BLOCK_CALLS
 
 
+def _no_call(_before: Any, after: Any, _context: Context) -> bool:
+    """Whether a call was under way is compared by itself (syscall.nr)."""
+    return bool(after == NO_CALL)
+
+
+def _unseen(_before: Any, after: Any, _context: Context) -> bool:
+    return after is None
+
+
 MAY: tuple[May, ...] = (
     May("process", "start_ticks", "it is a new process"),
     May("thread", "start_ticks", "it is a new thread"),
@@ -108,6 +118,11 @@ MAY: tuple[May, ...] = (
         "",
         _restarted,
     ),
+    May("thread", "orig_rax", "at the entry of a handler no call is under way: the number of the last one says nothing", "", _no_call),
+    May("descriptor", "consumed", "a connection that is made again counts its bytes from none", "(tcp)"),
+    May("descriptor", "written", "a connection that is made again counts its bytes from none", "(tcp)"),
+    May("descriptor", "mode", "a socket's name is bound in a file system of its own while it is verified", "(unix)", _unseen),
+    May("descriptor", "owner", "a socket's name is bound in a file system of its own while it is verified", "(unix)", _unseen),
     May("descriptor", "size", "a file's contents are the file system's", "(file)"),
     May("descriptor", "remaining", "timers run on while the process stands still", "timerfd", _remaining),
 )

@@ -21,8 +21,8 @@ SINK_PAGES = 256
 class Rebirth:
     """`wanted`: what is to be, in the generation's numbers."""
 
-    def __init__(self, wanted: Snapshot, born: Newborns, tcp: str, clock: Clock) -> None:
-        self.wanted, self.born, self.tcp, self.clock = wanted, born, tcp, clock
+    def __init__(self, wanted: Snapshot, born: Newborns, tcp: str, clock: Clock, *, scratch: bool = False) -> None:
+        self.wanted, self.born, self.tcp, self.clock, self.scratch = wanted, born, tcp, clock, scratch
 
     def planned(self, spared: Collection[int] = ()) -> tuple[Snapshot, Reborn, Plan]:
         """The newborns, what they are to become, and how. Raises RefusedError. `spared`: sockets that will be gone by then."""
@@ -33,7 +33,7 @@ class Rebirth:
         newborn = {task.pid for task in now.tasks}
         found = world.look(paths_of(now, again.wanted, newborn=newborn))
         segments = advice.segments(self.born.ref.pid)
-        made = plan(now, again.wanted, found, tcp=self.tcp, newborn=newborn, segments=segments)
+        made = plan(now, again.wanted, found, tcp=self.tcp, newborn=newborn, segments=segments, scratch=self.scratch)
         refusals = [*made.refusals, *names.taken(self.born.ref.pid, now, again.wanted, spared)]
         if refusals:
             more = f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""

@@ -87,7 +87,8 @@ def verify(request: Request, progress: Callable[[str], None] = lambda _text: Non
     clock = Clock()
     with ExitStack() as stack:
         history = stack.enter_context(open_store(request.store, Mode.READ))
-        generation, kept = history.load(history.resolve(request.generation, pid=request.pid))
+        generation, whole = history.load(history.resolve(request.generation, pid=request.pid))
+        kept = _unlocked(whole)
         streams = stack.enter_context(Streams())
         redirected = redirect(kept, {}, streams.open, everywhere=True)
         around = Surroundings(redirected.wanted, streams.numbers)
@@ -95,7 +96,7 @@ def verify(request: Request, progress: Callable[[str], None] = lambda _text: Non
         spaces = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWNET
         born = stack.enter_context(Newborns(around.wanted, Place.APART, streams.numbers, namespaces=spaces))
         begin = time.monotonic_ns()
-        rebirth = Rebirth(around.wanted, born, "reset", clock)
+        rebirth = Rebirth(around.wanted, born, "reset", clock, scratch=True)
         now, again, made = rebirth.planned()
         clock.lap("planned")
         progress("restoring")
@@ -120,6 +121,12 @@ def verify(request: Request, progress: Callable[[str], None] = lambda _text: Non
             (*redirected.warnings, *around.warnings),
             clock.phases,
         )
+
+
+def _unlocked(snapshot: Snapshot) -> Snapshot:
+    """Locks on files are the living program's, and would be refused: they are neither taken nor compared."""
+    files = (replace(file, state={**file.state, "locks": []}) if file.state.get("locks") else file for file in snapshot.files)
+    return replace(snapshot, files=tuple(files))
 
 
 def _captured(born: Newborns) -> Snapshot:

@@ -52,9 +52,11 @@ def plan(
     reserved: Mapping[int, int] | None = None,
     newborn: Collection[int] = (),
     segments: Mapping[int, Segment] | None = None,
+    scratch: bool = False,
 ) -> Plan:
     """`world`: identities of `paths_of(now, wanted)`. `reserved`: pid -> number of the tracker's descriptor in it.
     `segments`: the System V segments that there are.
+    `scratch`: they have a mount namespace of their own, and nothing is to be left outside it (scratch.py).
     `newborn`: tasks of now that are empty copies of another process, to become the wanted ones. now has all wanted tasks (kin.py)."""
     restoring = all(task.pid in newborn for task in wanted.tasks)
     refusals: list[str] = []
@@ -65,7 +67,7 @@ def plan(
     objects = plan_objects(now, wanted, world, segments or {})
     refusals += objects.refusals
     warnings += objects.warnings
-    tables = plan_tables(now, wanted, tcp, reserved or {}, world, objects=objects, newborn=restoring)
+    tables = plan_tables(now, wanted, tcp, reserved or {}, world, objects=objects, newborn=restoring, scratch=scratch)
     for task in wanted.tasks:
         before = now.task(task.pid)
         fresh = task.pid in newborn

@@ -62,11 +62,14 @@ def plan_tables(
     kinds: Sequence[FdKind] | None = None,
     objects: Objects | None = None,
     newborn: bool = False,
+    scratch: bool = False,
 ) -> dict[int, TablePlan]:
     """pid -> its table's plan. `tcp`: reset | keep | refuse, for connections that have moved since. `reserved`: pid -> the
     number of the tracker's own descriptor, which neither snapshot shows. `world`: what stands under `opened_paths(wanted)`.
     `objects`: shared memory that is made anew."""
-    fates = Fates(now, wanted, tcp, world, kinds if kinds is not None else fd_kinds(), objects or Objects(), newborn=newborn)
+    fates = Fates(
+        now, wanted, tcp, world, kinds if kinds is not None else fd_kinds(), objects or Objects(), newborn=newborn, scratch=scratch
+    )
     fates.decide()
     plans = {task.pid: TablePlan(refusals=fates.said[task.pid].refusals, warnings=fates.said[task.pid].warnings) for task in wanted.tasks}
     if not any(plan.refusals for plan in plans.values()):

@@ -26,6 +26,7 @@ from ckpt.plan.batch import Batch
 from ckpt.plan.grouped import check_name, is_root, may, who_stays
 from ckpt.plan.objects import Objects
 from ckpt.plan.paths import judge
+from ckpt.plan.scratch import in_scratch
 from ckpt.plan.sources import World
 
 _SOL_SOCKET, _SO_LINGER, _AF_INET, _SOCK_STREAM, _SHUT_RDWR = 1, 13, 2, 1, 2
@@ -56,9 +57,18 @@ class Fates:
     """Decides for every wanted open file. `of`: id -> its fate; `said`: pid -> refusals and warnings."""
 
     def __init__(
-        self, now: Snapshot, wanted: Snapshot, tcp: str, world: World, kinds: Sequence[FdKind], objects: Objects, *, newborn: bool
+        self,
+        now: Snapshot,
+        wanted: Snapshot,
+        tcp: str,
+        world: World,
+        kinds: Sequence[FdKind],
+        objects: Objects,
+        *,
+        newborn: bool,
+        scratch: bool = False,
     ) -> None:
-        self.newborn = newborn
+        self.newborn, self.scratch = newborn, scratch
         self.now, self.wanted, self.tcp, self.world, self.objects = now, wanted, tcp, world, objects
         self.kinds = {kind.name: kind for kind in kinds}
         self.here = {file.id: file for file in now.files}
@@ -228,6 +238,7 @@ class Fates:
         task = next((task for task in self.now.tasks if task.pid == maker), None)
         try:
             made = kind.recreate_group(members, staying.kept, root=self.newborn and is_root(task))
+            made = in_scratch(made, gone) if self.scratch else made
             if not may(task, made.capability):
                 raise Moved(f"{members[0].kind} socket: task {maker} has not the right to make it again")
             for member in gone:

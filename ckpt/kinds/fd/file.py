@@ -72,9 +72,10 @@ class File:
             "deleted": raw.nlink == 0,
             "locks": sorted(locks.text_of(lock) for lock in info.locks),
         }
+        flags = info.open_flags & ~(O_TMPFILE | os.O_DIRECTORY) if info.open_flags & O_TMPFILE else info.open_flags
         if raw.nlink == 0:
             state["mode"] = stat.S_IMODE(raw.mode)
-        flags = info.open_flags & ~(O_TMPFILE | os.O_DIRECTORY) if info.open_flags & O_TMPFILE else info.open_flags
+            flags &= ~os.O_NOFOLLOW  # it says how a name was opened, which is gone; made anew it is reached through a link
         return OpenFile(raw.file, self.name, flags, info.pos, state)
 
     def adjust(self, fd: int, now: OpenFile, wanted: OpenFile) -> Sequence[RemoteCall]:
