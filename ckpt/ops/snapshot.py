@@ -21,6 +21,7 @@ from typing import Any
 from ckpt.errors import CkptError, NotFoundError, UsageError
 from ckpt.history.open import Generation, History, Mode, open_store
 from ckpt.history.recording import Meta, Recording
+from ckpt.kinds.table import table
 from ckpt.live import core, runtime, track
 from ckpt.live.advice import Adviser
 from ckpt.live.capture import Capture
@@ -105,6 +106,7 @@ def snapshot(request: Request, progress: Progress = quiet) -> Result:
 
 
 def _snapshot(request: Request, progress: Progress) -> Result:
+    table()  # code is loaded before the clock starts and before the target is locked
     clock = Clock()
     core.one_heap()
     settle(request.pid)
