@@ -43,11 +43,13 @@ class Server:
         return subprocess.run(words, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
 
     def kill(self) -> None:
-        """Each by a pidfd that was opened while the whole tree was known to be ours."""
+        """Each by a pidfd that was opened while the whole tree was known to be ours; stopped first, for a child that sees the
+        postmaster die takes files of shared memory away."""
         pidfds = [os.pidfd_open(pid) for pid in self.tree()]
-        for pidfd in pidfds:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pidfd in pidfds:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, number)
         with suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
         deadline = time.monotonic() + 20

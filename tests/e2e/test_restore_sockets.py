@@ -33,9 +33,10 @@ def again(ckpt: Ckpt, program: Asked, *options: str) -> list[str]:
     return [text for text in said["warnings"] if "fd " in text]
 
 
-def test_over_and_over(ckpt: Ckpt, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["sockets", "python-asyncio"])
+def test_over_and_over(name: str, ckpt: Ckpt, tmp_path: Path) -> None:
     """Each snapshot after a restore is incremental; and what is restored can be rolled back in place."""
-    with Victim.start("sockets", tmp_path / "sockets") as target:
+    with Victim.start(name, tmp_path / name) as target:
         ckpt.snapshot(target.pid)
         for _ in range(times(2, 20)):
             made = ckpt.exact(target.pid)
@@ -220,3 +221,42 @@ def test_members_of_a_tree_go_on_talking(ckpt: Ckpt, program: Asked, tmp_path: P
         program.tell("unix[0].sendall(b'second'); pair[0].sendall(b'third')")
         assert program.tell(hear) == [b"FIRST", b"SECOND", b"THIRD"]
         assert program.tell("new.recv(99)") == b"accepted by %d" % child
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_what_was_closed_since_is_there_again_after_a_rollback(abstract: bool, ckpt: Ckpt, program: Asked, tmp_path: Path) -> None:
+    """Connections inside the tree; the listener, which still is, stays: who is outside has not lost it."""
+    path = f"\0{tmp_path}" if abstract else str(tmp_path / "s")
+    program.tell(
+        f"path = {path!r}; l = socket.socket(socket.AF_UNIX); l.bind(path); l.listen(4); s = socket.create_server(('127.0.0.1', 0))"
+    )
+    program.tell("c = socket.socket(socket.AF_UNIX); c.connect(path); unix = (c, l.accept()[0])")
+    program.tell(
+        "c = socket.create_connection(s.getsockname()); tcp = (c, s.accept()[0]); c.sendall(b'unread'); unix[1].sendall(b'as well')"
+    )
+    names = "[tcp[0].getsockname(), tcp[0].getpeername(), unix[1].getsockname(), unix[0].getpeername()]"
+    before, inode = program.tell(names), program.tell("os.fstat(l.fileno()).st_ino")
+    generation = ckpt.snapshot(program.pid)["generation"]
+    program.tell("tcp[1].recv(99); tcp[0].close(); tcp[1].close(); unix[0].close(); unix[1].close()")
+    with socket.socket(socket.AF_UNIX) as client:
+        done = ckpt.run("rollback", generation, "--pid", program.pid, "--json")
+        assert done.code == 0, done.err
+        assert program.tell(names) == before
+        assert program.tell("[tcp[1].recv(99), unix[0].recv(99), os.fstat(l.fileno()).st_ino]") == [b"unread", b"as well", inode]
+        program.tell("tcp[1].sendall(b'on'); unix[0].sendall(b'and on')")
+        assert program.tell("[tcp[0].recv(99), unix[1].recv(99)]") == [b"on", b"and on"]
+        client.connect(path)
+        program.tell("new = l.accept()[0]; new.sendall(b'here')")
+        assert client.recv(9) == b"here"
+
+
+def test_without_the_right_a_connection_that_is_gone_is_ended(ckpt: Ckpt, program: Asked) -> None:
+    """TCP_REPAIR needs CAP_NET_ADMIN, which the program must have itself if it is rolled back in place."""
+    program.tell("s = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(s.getsockname()); a = s.accept()[0]")
+    program.tell("os.setgid(1001); os.setuid(1000)")
+    generation = ckpt.snapshot(program.pid)["generation"]
+    program.tell("c.close(); a.close()")
+    done = ckpt.run("rollback", generation, "--pid", program.pid, "--json")
+    assert done.code == 0, done.err
+    assert [text for text in done.json["warnings"] if "has not the right to make it again: it reads as ended" in text]
+    assert program.tell("[c.recv(9), a.recv(9)]") == [b"", b""]
