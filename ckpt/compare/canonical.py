@@ -24,6 +24,7 @@ IDENTITIES: Mapping[str, tuple[str, ...]] = {
     "udp": ("ino",),
     "memfd": ("ino",),
     "netlink": ("ino",),
+    "pidfd": ("ino",),
     "socket": ("ino",),
 }
 _UNNAMED = re.compile(r"/#\d+$")  #: O_TMPFILE: its name is its number

@@ -98,6 +98,12 @@ def _unseen(_before: Any, after: Any, _context: Context) -> bool:
     return after is None
 
 
+def _instant(before: Any, after: Any, _context: Context) -> bool:
+    return isinstance(before, int) and isinstance(after, int) and bool(before and after) and abs(before - after) < 1_000_000
+
+
+_FIFO = ("path", "deleted", "ino")
+
 MAY: tuple[May, ...] = (
     May("process", "start_ticks", "it is a new process"),
     May("thread", "start_ticks", "it is a new thread"),
@@ -107,7 +113,7 @@ MAY: tuple[May, ...] = (
     May("process", "pending", "timers run on while the process stands still", judge=_of_timers),
     May("thread", "pending", "timers run on while the process stands still", judge=_of_timers),
     May("attribute", "timers", "timers run on while the process stands still", "posix_timers", _gone_on),
-    May("attribute", "real", "timers run on while the process stands still", "itimers", _gone_on),
+    *(May("attribute", name, "timers run on, or are counted in whole ticks", "itimers", _gone_on) for name in ("real", "virtual", "prof")),
     May(
         "thread", "orig_rax", "what the kernel remembers of an interrupted wait cannot be given back: the call begins anew", "", _restarted
     ),
@@ -124,6 +130,10 @@ MAY: tuple[May, ...] = (
     May("descriptor", "mode", "a socket's name is bound in a file system of its own while it is verified", "(unix)", _unseen),
     May("descriptor", "owner", "a socket's name is bound in a file system of its own while it is verified", "(unix)", _unseen),
     May("descriptor", "size", "a file's contents are the file system's", "(file)"),
+    May("descriptor", "locks", "locks are not taken, they would be seen outside", "(file)"),
+    *(May("descriptor", name, "a FIFO of its own stands in: others would see what happens in the machine's", "(fifo)") for name in _FIFO),
+    *(May("descriptor", name, "the number of a pty may be another's meanwhile", "(pty)") for name in ("index", "path")),
+    May("descriptor", "expires", "an instant is known as what remains and the clock, read one after the other", "timerfd", _instant),
     May("descriptor", "remaining", "timers run on while the process stands still", "timerfd", _remaining),
 )
 
@@ -134,7 +144,7 @@ def unfaithful(wanted: Snapshot, found: Snapshot, elapsed_ns: int) -> list[Diffe
     found = replace(found, tasks=tuple(_as_unknown(task, wanted) for task in found.tasks))
     left = []
     # Shared objects are compared by their pages and their sizes, where they are reached (ops/verify_pages.py).
-    for difference in compare(replace(canonical(wanted), objects=()), replace(canonical(found), objects=())):
+    for difference in compare(_plain(wanted), _plain(found)):
         if difference.change == "changed":
             fields = tuple(field for field in difference.fields if not _may(difference, field, context))
             if not fields:
@@ -142,6 +152,13 @@ def unfaithful(wanted: Snapshot, found: Snapshot, elapsed_ns: int) -> list[Diffe
             difference = replace(difference, fields=fields)
         left.append(difference)
     return left
+
+
+def _plain(snapshot: Snapshot) -> Snapshot:
+    """Without what is told in another way: of a timer with an instant, what remained until then at the moment of the capture."""
+    plain = canonical(snapshot)
+    files = (replace(file, state={**file.state, "remaining": 0}) if file.state.get("expires") else file for file in plain.files)
+    return replace(plain, objects=(), files=tuple(files))
 
 
 def _as_unknown(task: Task, wanted: Snapshot) -> Task:

@@ -9,21 +9,29 @@ from dataclasses import replace
 from typing import Any
 
 from ckpt.errors import RefusedError
-from ckpt.live import processes, watches
+from ckpt.live import fifos, processes, watches
 from ckpt.live.terminals import Terminal
 from ckpt.model import OpenFile, Snapshot
 
 
 class Files:
-    """`keep`: takes in descriptors of ours that newborns are to have. `wanted`: open files know what was found for them."""
+    """`keep`: takes in descriptors of ours that newborns are to have. `trial`: nothing may be seen outside. `wanted`: open files
+    know what was found for them."""
 
-    def __init__(self, wanted: Snapshot, keep: list[int]) -> None:
+    def __init__(self, wanted: Snapshot, keep: list[int], *, trial: bool = False) -> None:
+        self._trial = trial
+        self._fifos: dict[tuple[int, int], int] = {}  #: inode of then -> our place of what stands for it in a trial
         self.warnings: list[str] = []
         self._keep = keep
         self._members = {thread.tid for task in wanted.tasks for thread in task.threads}
         self._names = _names(wanted)
         self._at = self._terminals(wanted)
-        known: dict[str, Callable[[OpenFile], dict[str, Any]]] = {"pty": self._terminal, "pidfd": self._process}
+        known: dict[str, Callable[[OpenFile], dict[str, Any]]] = {
+            "pty": self._terminal,
+            "pidfd": self._process,
+            "fifo": self._fifo,
+            "file": self._file,
+        }
         held = watches.located(wanted, keep)
         changed = (self._learnt(file, known[file.kind]) if file.kind in known and file.id in self._names else file for file in held.files)
         self.wanted = replace(held, files=tuple(changed))
@@ -50,6 +58,23 @@ class Files:
 
     def _terminal(self, file: OpenFile) -> dict[str, Any]:
         return {"at": self._at[file.id]} if file.id in self._at else {}
+
+    # ---- files with names ----
+
+    def _fifo(self, file: OpenFile) -> dict[str, Any]:
+        inode = file.state["dev"], file.state["ino"]
+        if self._trial:
+            if inode not in self._fifos:
+                self._fifos[inode] = fifos.apart()
+                self._keep.append(self._fifos[inode])
+            return {"through": f"/proc/self/fd/{self._fifos[inode]}", "deleted": False}
+        if file.state["contents"] and not file.state.get("outside") and fifos.is_read(file.state["path"]):
+            self.warnings.append(f"{self._names[file.id]}: another process reads FIFO {file.state['path']}: what was in it is not put back")
+            return {"outside": True}
+        return {}
+
+    def _file(self, file: OpenFile) -> dict[str, Any]:
+        return {"locks": []} if self._trial else {}
 
     # ---- processes ----
 

@@ -21,12 +21,12 @@ _ONLINE = Path("/sys/devices/system/cpu/online")
 
 class Surroundings:
     """`wanted`: the snapshot with what was found; `warnings`: what could not be found. `keep`: takes in descriptors of ours that
-    newborns are to have."""
+    newborns are to have. `trial`: nothing may be seen outside: locks are not taken, FIFOs are others."""
 
-    def __init__(self, wanted: Snapshot, keep: list[int]) -> None:
+    def __init__(self, wanted: Snapshot, keep: list[int], *, trial: bool = False) -> None:
         self.warnings: list[str] = []
         tasks = [self._task(task) for task in wanted.tasks]
-        files = Files(replace(wanted, tasks=tuple(tasks)), keep)
+        files = Files(replace(wanted, tasks=tuple(tasks)), keep, trial=trial)
         self.warnings += files.warnings
         self.wanted = files.wanted
 

@@ -4,7 +4,8 @@
     again and compared: registers, mappings, descriptors, attributes (compare/faithful.py says what may differ), every page
     -> the namespaces end, and with them all that was made
 
-Nothing of it is seen outside: ports are bound and ids are taken in namespaces, files are only opened.
+Nothing of it is seen outside: ports are bound and ids are taken in namespaces, files are only opened, not locked,
+and FIFOs are others.
 """
 
 from __future__ import annotations
@@ -87,11 +88,10 @@ def verify(request: Request, progress: Callable[[str], None] = lambda _text: Non
     clock = Clock()
     with ExitStack() as stack:
         history = stack.enter_context(open_store(request.store, Mode.READ))
-        generation, whole = history.load(history.resolve(request.generation, pid=request.pid))
-        kept = _unlocked(whole)
+        generation, kept = history.load(history.resolve(request.generation, pid=request.pid))
         streams = stack.enter_context(Streams())
         redirected = redirect(kept, {}, streams.open, everywhere=True)
-        around = Surroundings(redirected.wanted, streams.numbers)
+        around = Surroundings(redirected.wanted, streams.numbers, trial=True)
         clock.lap("opened")
         spaces = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWNET
         born = stack.enter_context(Newborns(around.wanted, Place.APART, streams.numbers, namespaces=spaces))
@@ -121,12 +121,6 @@ def verify(request: Request, progress: Callable[[str], None] = lambda _text: Non
             (*redirected.warnings, *around.warnings),
             clock.phases,
         )
-
-
-def _unlocked(snapshot: Snapshot) -> Snapshot:
-    """Locks on files are the living program's, and would be refused: they are neither taken nor compared."""
-    files = (replace(file, state={**file.state, "locks": []}) if file.state.get("locks") else file for file in snapshot.files)
-    return replace(snapshot, files=tuple(files))
 
 
 def _captured(born: Newborns) -> Snapshot:

@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import struct
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,6 +249,8 @@ def test_it_is_what_it_was(name: str, ckpt: Ckpt, program: Asked) -> None:
     program.tell(case.setup)
     before, shown = program.tell(case.probe), infos(program, case.fds)
     generation = ckpt.snapshot(program.pid)["generation"]
+    assert ckpt.run("verify", generation, "--json").json["differences"] == []  # beside the living one, which sees nothing of it
+    assert (program.tell(case.probe), infos(program, case.fds)) == (before, shown)
     program.kill()
     said = revive(ckpt, program, generation)
     assert said["warnings"] == []
@@ -277,6 +280,62 @@ def test_it_is_rolled_back(name: str, ckpt: Ckpt, program: Asked) -> None:
 
 
 # ---- what is no longer as it was ----
+
+
+def test_a_fifo_that_another_reads_keeps_what_is_in_it(ckpt: Ckpt, program: Asked, folder: Path) -> None:
+    generation = killed(
+        ckpt,
+        program,
+        "os.mkfifo('fifo'); ends = [os.open('fifo', os.O_RDONLY | os.O_NONBLOCK), os.open('fifo', os.O_WRONLY)]; "
+        "os.write(ends[1], b'mine')",
+    )
+    reader = os.open(folder / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        (warning,) = [text for text in revive(ckpt, program, generation)["warnings"] if "not put back" in text][:1]
+        assert str(folder / "fifo") in warning
+        program.tell("os.write(ends[1], b'new')")
+        assert os.read(reader, 100) == b"new"
+    finally:
+        os.close(reader)
+
+
+def test_a_pty_whose_number_is_taken_gets_another_and_unread_input_is_told(ckpt: Ckpt, program: Asked) -> None:
+    generation = killed(ckpt, program, "master, slave = os.openpty(); name = os.ttyname(slave); os.write(slave, b'shown, not read')")
+    masters = [os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY) for _ in range(40)]
+    try:
+        told = revive(ckpt, program, generation)["warnings"]
+    finally:
+        for master in masters:
+            os.close(master)
+    assert any("is somebody else's by now" in text for text in told)
+    assert any("15 bytes" in text and "are lost" in text for text in told)
+    assert program.tell("[os.ttyname(slave) != name, os.write(slave, b'here'), os.read(master, 9)]") == [True, 4, b"here"]
+
+
+def test_a_process_outside_that_has_ended_is_named(ckpt: Ckpt, program: Asked) -> None:
+    other = subprocess.Popen(["sleep", "1000"])
+    try:
+        generation = killed(ckpt, program, f"fd = os.pidfd_open({other.pid})")
+        revive(ckpt, program, generation)
+        assert program.tell("select.select([fd], [], [], 0)[0]") == []
+        program.kill()
+    finally:
+        other.kill()
+        other.wait()
+    ckpt.run("restore", generation).refused(3, "pidfd", str(other.pid), "has ended")
+
+
+def test_events_that_inotify_had_not_delivered_are_told(ckpt: Ckpt, program: Asked) -> None:
+    generation = killed(ckpt, program, "fd = libc.inotify_init(); libc.inotify_add_watch(fd, b'.', 0x100); open('new', 'w').close()")
+    assert any("events" in text and "not brought back" in text for text in revive(ckpt, program, generation)["warnings"])
+    assert program.tell("[open('newer', 'w').close(), os.read(fd, 100)[16:21]]") == [None, b"newer"]
+
+
+def test_what_inotify_watched_and_is_gone_is_named(ckpt: Ckpt, program: Asked, folder: Path) -> None:
+    (folder / "inner").mkdir()
+    generation = killed(ckpt, program, "fd = libc.inotify_init(); libc.inotify_add_watch(fd, b'inner', 0x100)")
+    (folder / "inner").rmdir()
+    ckpt.run("restore", generation).refused(3, "inotify", "number 1", "is gone")
 
 
 def killed(ckpt: Ckpt, program: Asked, setup: str) -> int:

@@ -49,7 +49,7 @@ class Fifo:
         path = wanted.state["path"]
         if wanted.state["deleted"]:
             raise CannotUndo(f"FIFO {path} has been deleted, it cannot be opened again")
-        name = os.fsencode(path) + b"\0"
+        name = os.fsencode(wanted.state.get("through", path)) + b"\0"
         flags = wanted.flags & ~O_ONCE
         first = flags & ~pipe.O_DIRECT | os.O_NONBLOCK
         reader = flags & os.O_ACCMODE == os.O_RDONLY
