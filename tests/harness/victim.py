@@ -48,6 +48,7 @@ WORKLOADS: Mapping[str, tuple[str, ...]] = {
     "churn": ("bin/churn", "{folder}"),
     "sleeper": ("bin/sleeper", "10"),
     "epoll": ("bin/epoll",),
+    "descriptors": ("bin/descriptors", "{folder}"),
     "waits": ("bin/waits",),
     "signals": ("bin/signals",),
     "sockets": ("bin/sockets", "{folder}"),
