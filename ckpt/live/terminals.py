@@ -42,9 +42,11 @@ class Terminal:
         fcntl.ioctl(self._master, TIOCSPTLCK, struct.pack("<i", 0))
         found = {master.id: self._master}
         for slave in slaves:
-            flags = slave.flags & _LASTING | os.O_NOCTTY | os.O_CLOEXEC
-            by_path = slave.flags & _O_LARGEFILE
-            opened = os.open(f"/dev/pts/{self.index}", flags) if by_path else fcntl.ioctl(self._master, _TIOCGPTPEER, flags)
+            flags = slave.flags & _LASTING | os.O_NOCTTY
+            if slave.flags & _O_LARGEFILE:
+                opened = os.open(f"/dev/pts/{self.index}", flags | os.O_CLOEXEC)
+            else:  # O_CLOEXEC would stay among the open file's own flags, where fdinfo shows it
+                opened = fcntl.ioctl(self._master, _TIOCGPTPEER, flags)
             found[slave.id] = self._kept(opened, slave.flags)
         fcntl.ioctl(self._master, TIOCSPTLCK, struct.pack("<i", self._locked))
         return found

@@ -74,7 +74,7 @@ CASES = {
         "[os.pread(one, 9, 0), os.pread(two, 9, 0)]",
     ),
     "O_TMPFILE": Case(
-        "fd = os.open('.', os.O_TMPFILE | os.O_RDWR); os.write(fd, b'nameless')",
+        "fd = os.open('.', os.O_TMPFILE | os.O_RDWR | os.O_NOFOLLOW); os.write(fd, b'nameless')",
         "[os.pread(fd, 9, 0), os.fstat(fd).st_nlink, os.listdir('.')]",
         "[libc.linkat(-100, f'/proc/self/fd/{fd}'.encode(), -100, b'named', 0x400), open('named').read(), os.unlink('named')]",
         [0, "nameless", None],

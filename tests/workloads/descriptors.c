@@ -74,6 +74,7 @@ static void prepare(const char *folder) {
     deleted[0] = open("deleted", O_CREAT | O_RDWR, 0600);
     deleted[1] = open("deleted", O_RDONLY);
     need(deleted[0] >= 0 && deleted[1] >= 0 && !unlink("deleted"), "deleted file");
+    locked = open("locked", O_CREAT | O_RDWR, 0600); /* before somebody watches */
     need(!mkfifo("fifo", 0600), "mkfifo");
     fifo[0] = open("fifo", O_RDONLY | O_NONBLOCK);
     fifo[1] = open("fifo", O_WRONLY);
@@ -85,9 +86,8 @@ static void prepare(const char *folder) {
     watch = inotify_init1(IN_NONBLOCK);
     need(inotify_add_watch(watch, "fifo", IN_MOVE_SELF) == 1 && inotify_add_watch(watch, ".", IN_CREATE) == 2, "inotify");
     pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
-    locked = open("locked", O_CREAT | O_RDWR, 0600);
     struct flock part = {.l_type = F_WRLCK, .l_start = 5, .l_len = 10}, rest = {.l_type = F_RDLCK, .l_start = 100};
-    need(pidfd >= 0 && !flock(locked, LOCK_EX) && !fcntl(locked, F_SETLK, &part) && !fcntl(locked, F_OFD_SETLK, &rest), "locks");
+    need(pidfd >= 0 && locked >= 0 && !flock(locked, LOCK_EX) && !fcntl(locked, F_SETLK, &part) && !fcntl(locked, F_OFD_SETLK, &rest), "locks");
     poll_set = epoll_create1(0);
     event = eventfd(0, EFD_NONBLOCK);
     int twin = dup(event);

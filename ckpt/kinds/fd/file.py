@@ -38,7 +38,7 @@ def reopen(wanted: OpenFile) -> list[RemoteCall]:
     through = wanted.state.get("through")
     if wanted.state["deleted"] and through is None:
         raise CannotUndo(f"{path} has been deleted, and its contents were not captured")
-    flags = wanted.flags & ~O_ONCE
+    flags = wanted.flags & ~(O_ONCE | os.O_NOFOLLOW) if through else wanted.flags & ~O_ONCE  # what it goes through is a link
     made = call(nr("open"), os.fsencode(through or path) + b"\0", flags, 0, note=f"open {path}")
     if not wanted.pos or flags & O_PATH:
         return [made]
