@@ -15,6 +15,7 @@ from stat import S_IMODE, S_ISSOCK
 
 from ckpt.errors import CkptError, RefusedError
 from ckpt.kinds.base import Answer, RawTask, Unsupported, with_outside
+from ckpt.kinds.fd.locks import with_locks_of
 from ckpt.kinds.groups import with_others
 from ckpt.kinds.table import table
 from ckpt.live import core, records
@@ -219,6 +220,7 @@ class Parser:
         raw = raw_descriptor(fd)
         identity = raw.file
         if identity in self.files:
+            self.files[identity] = with_locks_of(self.files[identity], raw)
             return identity
         kind = recognise(raw)
         try:

@@ -400,6 +400,14 @@ def test_a_lock_that_another_has_by_then_is_named(setup: str, take: Any, ckpt: C
     assert program.tell("'ADVISORY' in open(f'/proc/self/fdinfo/{fd}').read()") is True
 
 
+def test_a_posix_lock_of_a_child_that_shares_the_open_file_is_named(ckpt: Ckpt, program: Asked, folder: Path) -> None:
+    program.tell("fd = os.open('file', os.O_RDWR | os.O_CREAT); child = os.fork() or (fcntl.lockf(fd, fcntl.LOCK_EX), time.sleep(600))")
+    child = program.tell("child")
+    generation = ckpt.snapshot(program.pid)["generation"]
+    program.kill()
+    ckpt.run("restore", generation).refused(3, str(folder / "file"), str(child), "POSIX lock")
+
+
 def test_a_deleted_file_that_is_too_large_is_told_at_once(ckpt: Ckpt, program: Asked) -> None:
     program.tell("fd = os.open('gone', os.O_RDWR | os.O_CREAT); os.ftruncate(fd, 65 << 20); os.unlink('gone')")
     checked = ckpt.run("check", program.pid)

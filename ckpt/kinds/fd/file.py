@@ -94,6 +94,9 @@ class File:
         return locks.give_back(fd, there)
 
     def recreate(self, wanted: OpenFile) -> Sequence[RemoteCall]:
+        if wanted.state.get("locked_by"):
+            pids = ", ".join(map(str, wanted.state["locked_by"]))
+            raise CannotUndo(f"{wanted.state['path']}: task {pids}, which shares it, had a POSIX lock on it: not supported")
         calls = reopen(wanted)
         held = locks.with_file(result(0), wanted.state["locks"], wanted.state["path"])
         return [*calls, *held, same(0)] if held else calls

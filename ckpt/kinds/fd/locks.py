@@ -10,10 +10,11 @@ from __future__ import annotations
 import fcntl
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ckpt.kinds.base import call
-from ckpt.model import RemoteArg, RemoteCall
+from ckpt.kinds.base import RawDescriptor, call
+from ckpt.model import OpenFile, RemoteArg, RemoteCall
+from ckpt.procfs import parse_fdinfo
 from ckpt.syscalls.names import nr
 
 F_SETLK, F_OFD_SETLK = 6, 37
@@ -41,6 +42,17 @@ def text_of(line: str) -> str:
     """A line of fdinfo ("1: POSIX ADVISORY WRITE 4121 fe:00:131 0 EOF") without what passes: number, pid, inode."""
     words = line.split()[1:]
     return " ".join(words[:3] if words[0] == "FLOCK" else words[:3] + words[5:7])
+
+
+def with_locks_of(file: OpenFile, raw: RawDescriptor) -> OpenFile:
+    """Another descriptor of an open file that is known: a task that shares it may have POSIX locks of its own, which only its own
+    fdinfo tells. Whose they are is remembered; to take them again for it is not supported."""
+    if file.kind != "file" or "lock:" not in raw.fdinfo:
+        return file
+    own = [text for text in map(text_of, parse_fdinfo(raw.fdinfo).locks) if text.startswith("POSIX") and text not in file.state["locks"]]
+    if not own:
+        return file
+    return replace(file, state={**file.state, "locked_by": sorted({*file.state.get("locked_by", ()), raw.pid})})
 
 
 def parse(text: str) -> Lock:
