@@ -85,7 +85,8 @@ class _Kept:
         self.wanted_dead = {one.pid: one for one in wanted.zombies}
         self.root = wanted.root.pid
         self.tasks = {pid for pid, task in self.now.items() if pid in self.there and (pid == self.root or self._serves(task))}
-        self.zombies: set[int] = set()
+        there = self.wanted_dead
+        self.zombies = {pid for pid, one in self.dead.items() if pid in there and _buried(one) == _buried(there[pid])}
         self._settle()
 
     def _serves(self, task: Task) -> bool:
@@ -102,15 +103,17 @@ class _Kept:
         self._settle()
 
     def _settle(self) -> None:
-        """Drops those whose parents go, who are of a session that begins anew, or who share otherwise than then."""
+        """Drops those whose parents go, who are of a session that begins anew, or who share otherwise than then; the dead also where
+        they have a number that somebody is to have."""
         while True:
-            same = {pid for pid, one in self.dead.items() if pid in self.wanted_dead and _buried(one) == _buried(self.wanted_dead[pid])}
-            self.zombies = {pid for pid in same if self.dead[pid].ppid in self.tasks}
+            self.zombies = {pid for pid in self.zombies if self.dead[pid].ppid in self.tasks}
             born = {*self.there, *self.wanted_dead} - self.tasks - self.zombies
             lost = {pid for pid in self.tasks if pid != self.root and self._cannot_stay(self.now[pid], born)}
-            if not lost:
+            freed = {pid for pid in self.zombies if born & {self.dead[pid].pgid, self.dead[pid].sid}}
+            if not lost and not freed:
                 break
             self.tasks -= lost
+            self.zombies -= freed
 
     def _cannot_stay(self, task: Task, born: set[int]) -> bool:
         orphaned = task.ppid not in self.tasks

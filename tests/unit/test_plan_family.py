@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from ckpt.model import Snapshot, Task, Zombie
 from ckpt.plan.family import CLONE_PARENT, Family, Step
 from ckpt.plan.kin import predicted, surgery
-from ckpt.syscalls.names import nr
 from tests.unit import samples
 
 ROOT, OUTSIDE = 100, 50
@@ -89,10 +88,10 @@ class Kernel:
                 self.reap(step.pid, step.reap)
             elif step.status is not None:
                 self.end(step.pid, step.status)
-            elif step.call is not None and step.call.nr == nr("setsid"):
+            elif step.session:
                 assert self.setsid(step.pid), f"{step}: EPERM"
-            elif step.call is not None and step.call.nr == nr("setpgid"):
-                assert self.setpgid(step.pid, step.call.args[1].value or step.pid), f"{step}: EPERM"
+            elif step.group:
+                assert self.setpgid(step.pid, step.group), f"{step}: EPERM"
 
     def snapshot(self) -> Snapshot:
         living: list[Task] = []
@@ -150,13 +149,15 @@ def test_a_restored_tree_is_that_tree(events: Sequence[tuple[str, int, int]], se
     kernel = Kernel(Process(ROOT, 1, ROOT, ROOT))
     kernel.play(family.steps())
 
-    def here(number: object) -> object:  # what was led from outside is led by the root
-        return ROOT if number == OUTSIDE else number
+    root = wanted.all[ROOT]
+    outside = {OUTSIDE} if session == ROOT else {OUTSIDE, root.pgid} - (wanted.all.keys() - {ROOT})
 
-    assert kernel.facts() == {
-        pid: (ppid, here(pgid) if pid != ROOT or pgid == OUTSIDE else ROOT, here(sid), status)
-        for pid, (ppid, pgid, sid, status) in wanted.facts().items()
-    }
+    def here(number: int) -> int:
+        return ROOT if number in outside else number
+
+    places = {pid: (one.ppid, here(one.pgid), here(one.sid), one.status) for pid, one in wanted.all.items()}
+    places[ROOT] = (root.ppid, ROOT, ROOT, None)
+    assert kernel.facts() == places
 
 
 @given(EVENTS, EVENTS, st.sampled_from([ROOT, OUTSIDE]))
