@@ -82,7 +82,8 @@ class _Canon:
 
     def _task(self, task: Task) -> Task:
         descriptors = tuple(replace(item, file=self.names[item.file]) for item in task.descriptors)
-        return replace(task, mm=0, descriptors=descriptors, mappings=tuple(_merged(self._mapping(item) for item in task.mappings)))
+        memory = next(other.pid for other in self.before.tasks if other.mm == task.mm)
+        return replace(task, mm=memory, descriptors=descriptors, mappings=tuple(_merged(self._mapping(item) for item in task.mappings)))
 
     def _mapping(self, item: Vma) -> Vma:
         if item.backing.kind != "object" and not item.backing.deleted:

@@ -81,6 +81,7 @@ def _task(old: Task, new: Task, before: Snapshot, after: Snapshot) -> Iterator[D
     pid = new.pid
     fields = _fields((name, getattr(old, name), getattr(new, name)) for name in _OF_TASK)
     fields += _fields([("pending", _hexes(old.pending), _hexes(new.pending)), ("shares", dict(old.shares), dict(new.shares))])
+    fields += _fields([("memory", _with_memory(old, before), _with_memory(new, after))])
     if fields:
         yield Difference("process", "changed", pid, f"process {pid} ({new.comm})", fields)
     yield from _matched("thread", pid, _by(old.threads, lambda t: t.tid), _by(new.threads, lambda t: t.tid), _thread_name, _thread_fields)
@@ -89,6 +90,11 @@ def _task(old: Task, new: Task, before: Snapshot, after: Snapshot) -> Iterator[D
     )
     yield from _descriptors(old, new, before, after)
     yield from _attributes(pid, "process", old.attributes, new.attributes)
+
+
+def _with_memory(task: Task, snapshot: Snapshot) -> list[int]:
+    """Other tasks with the same memory."""
+    return sorted(other.pid for other in snapshot.tasks if other.mm == task.mm and other.pid != task.pid)
 
 
 def _zombies(before: Snapshot, after: Snapshot) -> Iterator[Difference]:

@@ -99,7 +99,7 @@ class Executor:
         for pid in self.stop:
             self.tree.signal(self.tree.ours(pid), signal.SIGSTOP)
         mark("stopping")
-        for task in self.wanted.tasks:
+        for task in {task.mm: task for task in reversed(self.wanted.tasks)}.values():
             avoid = {(m.start, m.end) for m in (*task.mappings, *self.now.task(task.pid).mappings) if m.start < 1 << 47}
             act.remote_begin(self.tree, task.pid, avoid, max(room, DATA_BYTES))
         mark("stopped")

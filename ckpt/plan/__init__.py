@@ -17,9 +17,10 @@ from ckpt.plan.attributes import plan_attributes
 from ckpt.plan.batch import Batch
 from ckpt.plan.describe import as_json, as_lines
 from ckpt.plan.descriptors import opened_paths, plan_tables
-from ckpt.plan.mappings import paths_to_check, plan_layout
+from ckpt.plan.mappings import LayoutPlan, paths_to_check, plan_layout
 from ckpt.plan.newborn import Frame
 from ckpt.plan.objects import object_paths, plan_objects
+from ckpt.plan.sharing import own_kinds, shared
 from ckpt.plan.sources import FileIdentity, World
 from ckpt.plan.threads import plan_threads
 from ckpt.procfs import Segment
@@ -70,11 +71,11 @@ def plan(
     tables = plan_tables(now, wanted, tcp, reserved or {}, world, objects=objects, newborn=restoring, scratch=scratch)
     for task in wanted.tasks:
         before = now.task(task.pid)
-        fresh = task.pid in newborn
-        frame = Frame(before, task, (now.features, wanted.features)) if fresh else None
-        layout = plan_layout(before, task, now.files, world, frame, objects)
+        fresh, has = task.pid in newborn, shared(task, wanted)
+        frame = Frame(before, task, (now.features, wanted.features)) if fresh and "vm" not in has else None
+        layout = LayoutPlan() if "vm" in has else plan_layout(before, task, now.files, world, frame, objects)
         threads = plan_threads(before, task)
-        attributes = plan_attributes(_framed(before, task) if fresh else before, task)
+        attributes = plan_attributes(_framed(before, task) if fresh else before, task, own_kinds(has))
         refusals += [*layout.refusals, *tables[task.pid].refusals, *attributes.refusals, *threads.refusals]
         warnings += [*layout.warnings, *tables[task.pid].warnings, *attributes.warnings]
         table = tables[task.pid]

@@ -73,7 +73,8 @@ def plan_tables(
     fates.decide()
     plans = {task.pid: TablePlan(refusals=fates.said[task.pid].refusals, warnings=fates.said[task.pid].warnings) for task in wanted.tasks}
     if not any(plan.refusals for plan in plans.values()):
-        tables = {task.pid: _Table(fates, now.task(task.pid), task, reserved.get(task.pid, -1), plans[task.pid]) for task in wanted.tasks}
+        own = [task for task in wanted.tasks if "files" not in task.shares]
+        tables = {task.pid: _Table(fates, now.task(task.pid), task, reserved.get(task.pid, -1), plans[task.pid]) for task in own}
         for table in tables.values():
             table.free()
         for table in tables.values():

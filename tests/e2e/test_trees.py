@@ -159,7 +159,7 @@ def test_restored_stopped(ckpt: Ckpt, victim: Start) -> None:
     assert stopped_by_itself(target) == own
 
 
-@pytest.mark.parametrize("name", ["clan", "family"])
+@pytest.mark.parametrize("name", ["clan", "family", "sharing"])
 def test_killed_and_restored_again_and_again(name: str, ckpt: Ckpt, victim: Start) -> None:
     target = victim(name)
     expected = None
@@ -180,4 +180,18 @@ def test_killed_and_restored_again_and_again(name: str, ckpt: Ckpt, victim: Star
             pid: what[:3] for pid, what in expected.items() if pid != target.pid
         }
         assert not target.stands_still()
+    ckpt.sound()
+
+
+def test_members_that_were_killed_are_back_and_share_again(ckpt: Ckpt, victim: Start) -> None:
+    """Nobody has collected them: their parent waits for an answer that never comes."""
+    target = victim("sharing")
+    first = ckpt.snapshot(target.pid)["generation"]
+    then = members(target)
+    for lost in sorted(set(then) - {target.pid}):
+        os.kill(lost, signal.SIGKILL)
+        roll(ckpt, target, first)
+        assert members(target) == then
+        target.verify()
+    ckpt.exact(target.pid)
     ckpt.sound()

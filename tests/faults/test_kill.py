@@ -169,7 +169,7 @@ def test_killed_around_a_decision(call: str, what: str, window: bool, ckpt: Ckpt
     ckpt.sound()
 
 
-@pytest.mark.parametrize("name", [*VICTIMS, "clan"])
+@pytest.mark.parametrize("name", [*VICTIMS, "clan", "sharing"])
 def test_killed_rollback(name: str, ckpt: Ckpt, victim: Start, tmp_path: Path) -> None:
     """Old state, new state, or stopped and finished by the next ckpt; the target's own check passes in the end."""
     target = victim(name)

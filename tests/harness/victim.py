@@ -45,6 +45,7 @@ WORKLOADS: Mapping[str, tuple[str, ...]] = {
     "busy16": ("bin/threads", "16", "busy"),
     "family": ("bin/family",),
     "clan": ("bin/clan",),
+    "sharing": ("bin/sharing",),
     "churn": ("bin/churn", "{folder}"),
     "sleeper": ("bin/sleeper", "10"),
     "epoll": ("bin/epoll",),
