@@ -274,3 +274,4 @@ class Plan:
     refusals: tuple[str, ...] = ()  #: what cannot be undone, by name; a plan with any is not executed
     warnings: tuple[str, ...] = ()
     family: tuple[str, ...] = ()  #: in words: tasks that end and tasks that are made, before all else
+    ended: tuple[int, ...] = ()  #: ids of wanted open files that come back as ended connections

@@ -5,11 +5,8 @@ Everything lives in a temporary folder; only processes that are started here are
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -17,89 +14,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import demo_restore
+from demo_tools import ROOT, Ckpt, DemoError, Redis, Started, console, free_port, require, start_time, wait_for
 from demo_worker import THREADS, step
-from rich.console import Console
 
-ROOT = Path(__file__).resolve().parent.parent
 KEYS = 200_000
-console = Console()
-
-
-class DemoError(Exception):
-    """Something is not so."""
-
-
-def require(fact: bool, text: str) -> None:
-    if not fact:
-        raise DemoError(text)
-    console.print(f"  [green]✓[/] {text}")
-
-
-class Ckpt:
-    """The command line, as a person calls it."""
-
-    def __init__(self, store: Path) -> None:
-        self.command = [str(ROOT / ".venv/bin/ckpt")]
-        self.environment = {**os.environ, "CKPT_STORE": str(store)}
-
-    def json(self, *words: str) -> Any:
-        done = subprocess.run([*self.command, *words, "--json"], env=self.environment, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise DemoError(f"ckpt {' '.join(words)}: exit {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
-        return json.loads(done.stdout)
-
-    def show(self, *words: str) -> None:
-        console.print(f"\n[bold]$ ckpt {' '.join(words)}[/]")
-        environment = {**self.environment, "COLUMNS": str(console.width), "FORCE_COLOR": "1" if console.is_terminal else ""}
-        if not console.is_terminal:
-            del environment["FORCE_COLOR"]
-        done = subprocess.run([*self.command, *words], env=environment, check=False)
-        if done.returncode != 0:
-            raise DemoError(f"ckpt {' '.join(words)}: exit {done.returncode}")
-
-
-class Redis:
-    """A client of its own: RESP over one socket."""
-
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=5)
-        self.stream = self.socket.makefile("rb")
-
-    @staticmethod
-    def encode(*words: str) -> bytes:
-        parts = [f"*{len(words)}\r\n".encode()]
-        for word in words:
-            data = word.encode()
-            parts.append(b"$%d\r\n%s\r\n" % (len(data), data))
-        return b"".join(parts)
-
-    def answer(self) -> str | None:
-        line = self.stream.readline()
-        if not line.endswith(b"\r\n"):
-            raise EOFError("the server ended the connection")
-        if line[:1] == b"$":
-            size = int(line[1:])
-            return None if size < 0 else self.stream.read(size + 2)[:-2].decode()
-        return line[1:-2].decode()
-
-    def call(self, *words: str) -> str | None:
-        self.socket.sendall(self.encode(*words))
-        return self.answer()
-
-    def fill(self, count: int) -> None:
-        for start in range(0, count, 1000):
-            batch = range(start, min(start + 1000, count))
-            self.socket.sendall(b"".join(self.encode("SET", f"key:{n}", f"value-{n * 7919}" * 4) for n in batch))
-            for _ in batch:
-                self.answer()
-
-    def info(self) -> dict[str, str]:
-        text = self.call("INFO") or ""
-        return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-
-    def close(self) -> None:
-        self.stream.close()
-        self.socket.close()
 
 
 class Writer:
@@ -131,27 +50,6 @@ class Writer:
         self.stop.set()
         self.thread.join(10)
         self.client.close()
-
-
-def start_time(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_bytes().rsplit(b")", 1)[1].split()[19])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(what: str, ready: Any, seconds: float = 20) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            value = ready()
-            if value:
-                return value
-        time.sleep(0.05)
-    raise DemoError(f"{what}: not within {seconds:.0f} s")
 
 
 def redis_part(ckpt: Ckpt, pid: int, port: int) -> None:
@@ -261,26 +159,20 @@ def python_part(ckpt: Ckpt, pid: int, path: Path) -> None:
         require(moving and chains_right(on, known), f"all {THREADS} threads go on, and rightly")
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.kill()
-    process.wait()
-
-
 def main() -> int:
-    started: list[subprocess.Popen[bytes]] = []
+    started = Started()
     with tempfile.TemporaryDirectory(prefix="ckpt-demo-") as name:
         folder = Path(name)
         ckpt = Ckpt(folder / "store.db")
         try:
             port = free_port()
-            quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
-            redis = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-            started.append(subprocess.Popen(redis, start_new_session=True, **quiet))  # type: ignore[call-overload]
-            worker = [sys.executable, str(ROOT / "scripts/demo_worker.py"), str(folder / "report.json")]
-            started.append(subprocess.Popen(worker, start_new_session=True, **quiet))  # type: ignore[call-overload]
-            redis_part(ckpt, started[0].pid, port)
-            python_part(ckpt, started[1].pid, folder / "report.json")
+            redis = started.run(["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"], folder)
+            worker = started.run([sys.executable, str(ROOT / "scripts/demo_worker.py"), str(folder / "report.json")], folder)
+            redis_part(ckpt, redis.pid, port)
+            python_part(ckpt, worker.pid, folder / "report.json")
+            demo_restore.redis_part(ckpt, started, redis, port, KEYS)
+            demo_restore.lines_part(ckpt, started, folder)
+            demo_restore.lazy_part(ckpt, started, folder)
             console.rule("the store")
             ckpt.show("fsck", "--full")
             for query in ("growth", "hot-mappings", "sharing"):
@@ -290,8 +182,7 @@ def main() -> int:
             console.print(f"[bold red]not so:[/] {error}")
             return 1
         finally:
-            for process in started:
-                end(process)
+            started.end_all()
     console.print("\n[bold green]demo: all of it was so[/]")
     return 0
 

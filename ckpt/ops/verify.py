@@ -105,7 +105,7 @@ def verify(request: Request, progress: Callable[[str], None] = lambda _text: Non
         progress("comparing")
         found = _captured(born)
         clock.lap("captured")
-        differences = unfaithful(*_comparable(kept, found, set(redirected.replaced)), time.monotonic_ns() - begin)
+        differences = unfaithful(*_comparable(kept, found, {*redirected.replaced, *made.ended}), time.monotonic_ns() - begin)
         with core.Sink(SINK_PAGES, "/tmp") as sink:
             pages = PageCheck(born.tree, source, again.wanted, sink).run()
         clock.lap("compared")
@@ -118,7 +118,7 @@ def verify(request: Request, progress: Callable[[str], None] = lambda _text: Non
             len(kept.tasks),
             sum(len(task.threads) for task in kept.tasks),
             time.monotonic_ns() - clock.start,
-            (*redirected.warnings, *around.warnings),
+            (*redirected.warnings, *around.warnings, *made.warnings),
             clock.phases,
         )
 

@@ -85,7 +85,8 @@ def plan(
     order = [(name, task.pid) for name in STAGES for task in wanted.tasks]
     stages = tuple(Stage(*key, tuple(batches[key].calls)) for key in order if batches[key].calls)
     said = (line.removesuffix(_IN_PLACE_ADVICE) if restoring else line for line in refusals)
-    return Plan(stages, ends, spawns, objects.made, tuple(said), tuple(warnings))
+    ended = tuple(sorted(next(iter(tables.values())).ended)) if tables else ()
+    return Plan(stages, ends, spawns, objects.made, tuple(said), tuple(warnings), ended=ended)
 
 
 def paths_of(now: Snapshot, wanted: Snapshot, *, newborn: Collection[int] = ()) -> set[str]:

@@ -47,6 +47,7 @@ class TablePlan:
     placed: Batch = field(default_factory=Batch)
     refusals: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    ended: frozenset[int] = frozenset()  #: of the whole tree
 
     @property
     def calls(self) -> list[object]:
@@ -71,7 +72,8 @@ def plan_tables(
         now, wanted, tcp, world, kinds if kinds is not None else fd_kinds(), objects or Objects(), newborn=newborn, scratch=scratch
     )
     fates.decide()
-    plans = {task.pid: TablePlan(refusals=fates.said[task.pid].refusals, warnings=fates.said[task.pid].warnings) for task in wanted.tasks}
+    ended = frozenset(fates.ended)
+    plans = {pid: TablePlan(refusals=said.refusals, warnings=said.warnings, ended=ended) for pid, said in fates.said.items()}
     if not any(plan.refusals for plan in plans.values()):
         own = [task for task in wanted.tasks if "files" not in task.shares]
         tables = {task.pid: _Table(fates, now.task(task.pid), task, reserved.get(task.pid, -1), plans[task.pid]) for task in own}

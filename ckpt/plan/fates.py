@@ -77,6 +77,7 @@ class Fates:
         self.at_wanted = holders(wanted.tasks)
         self.said = {task.pid: Said() for task in wanted.tasks}
         self.of: dict[int, Fate] = {}
+        self.ended: set[int] = set()  #: wanted open files that come back as dead sockets
         self.reset: set[int] = set()  #: open files of now that end with a reset
         self.groups = groups(wanted.files)
 
@@ -201,6 +202,7 @@ class Fates:
             self._refuse(file, f"{error} (--tcp refuse)")
             return
         self._warn(file, f"{error}: it reads as ended")
+        self.ended.add(file.id)
         if error.dead:
             self.of[file.id] = Fate(make=error.dead, result=len(error.dead) - 1, maker=self._maker(file))
             return
