@@ -3,7 +3,8 @@
 The core numbers memories by their place in the tree of the moment; a child that ends shifts the numbers of those behind
 it. A space of the store must mean the same memory from generation to generation, or SAME pages would be somebody else's.
 So a memory keeps the number that its process (pid and start time) had in the parent generation, an object the number of
-its (device, inode); new ones get numbers that the parent does not use.
+its (device, inode); new ones get numbers that the parent does not use. A tree that was restored since has other start times: its
+memories are those of the same pids.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ OBJECTS = 1_000_000  #: the first number of an object space
 
 class Spaces:
     def __init__(self, threads: Sequence[ThreadId], parent: Snapshot | None) -> None:
-        self._memories = {(t.pid, t.start_ticks): t.mm for t in parent.tasks} if parent else {}
+        born = {thread.pid: thread.start_ticks for thread in threads if thread.tid == thread.pid}
+        restored = parent is not None and born.get(parent.root.pid, parent.root.start_ticks) != parent.root.start_ticks
+        starts = born if restored else {}
+        self._memories = {(t.pid, starts.get(t.pid, t.start_ticks)): t.mm for t in parent.tasks} if parent else {}
         self._objects = {(o.dev, o.ino): o.space for o in parent.objects} if parent else {}
         self._next = max(self._memories.values(), default=-1) + 1
         self._next_object = max(self._objects.values(), default=OBJECTS - 1) + 1

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ckpt.errors import CkptError, NotFoundError, RefusedError
+from ckpt.errors import CkptError, RefusedError
 from ckpt.history.open import Generation, History, Mode, open_store
 from ckpt.live import advice, core, journal, names, objects, runtime, track, watches, world
 from ckpt.live.capture import Layout
@@ -25,9 +25,11 @@ from ckpt.live.execute import Executor, Unchanged, disturbed
 from ckpt.live.surgeon import operate, outside_groups, refuse_newcomers, refuse_strangers
 from ckpt.model import PidRef, Plan, Snapshot
 from ckpt.ops.baseline import Clock, find_baseline
+from ckpt.ops.living import as_it_lives, living
 from ckpt.ops.rollback_pages import Pages
 from ckpt.plan import FileIdentity, paths_of, plan
 from ckpt.plan.kin import Surgery, predicted, surgery
+from ckpt.plan.streams import as_now
 
 SINK_PAGES = 256  #: for contents of pipes and the like; runs and records have room of their own
 
@@ -91,27 +93,11 @@ def _rollback(request: Request, progress: Callable[[str], None], *, only_unfinis
         tree = stack.enter_context(core.Tree(ref.pid, ref.start_ticks))
         if only_unfinished and journal.load(ref) is None:
             return None  # another ckpt was at work on it, and has finished
+        restored = wanted.root != ref
+        wanted = as_it_lives(wanted, ref, {thread.pid: thread.start_ticks for thread in tree.threads() if thread.tid == thread.pid})
         clock.lap("opened")
-        run = _Run(request, ref, tree, history, generation, wanted, clock, progress)
+        run = _Run(request, ref, tree, history, generation, wanted, clock, progress, restored=restored)
         return run.look() if request.dry_run else run.run()
-
-
-def living(generation: Generation, wanted: Snapshot, pid: int | None) -> PidRef:
-    """The process that the generation is of, if it still lives and is still that program."""
-    ref = wanted.root
-    name = f"task {ref.pid} ({generation.command})"
-    if pid is not None and pid != ref.pid:
-        raise RefusedError(f"generation {generation.number} is of {name}, not of task {pid}: ckpt restore makes a new process from it")
-    try:
-        alive = runtime.start_ticks(ref.pid) == ref.start_ticks
-        incarnation = runtime.incarnation(ref) if alive else ""
-    except (NotFoundError, OSError):
-        alive, incarnation = False, ""
-    if not alive or not runtime.same_process(incarnation, generation.incarnation):
-        raise NotFoundError(f"{name} of generation {generation.number} is gone: ckpt restore brings it back as a new process")
-    if incarnation != generation.incarnation:
-        raise RefusedError(f"{name} has executed another program since generation {generation.number}: ckpt restore --replace")
-    return ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +121,11 @@ class _Run:
         wanted: Snapshot,
         clock: Clock,
         progress: Callable[[str], None],
+        *,
+        restored: bool,
     ) -> None:
+        """`restored`: it lives by a restore, and the generation is of an earlier life."""
+        self.restored = restored
         self.request, self.ref, self.tree, self.history = request, ref, tree, history
         self.generation, self.wanted, self.clock, self.progress = generation, wanted, clock, progress
         self.incarnation = runtime.incarnation(ref)
@@ -148,6 +138,7 @@ class _Run:
         """--dry-run: the plan, nothing touched."""
         with core.Sink(SINK_PAGES, "/tmp") as sink:
             now = Layout(self.tree, self.wanted, self.baseline.seats, sink).take()
+        self._take_in(now)
         made = self._planned(now, {seat.pid: seat.fd for seat in self.baseline.seats}).made
         return Result(self.generation.number, self.ref.pid, made, 0, self._spent(), 0, 0, 0, _threads(made, self.wanted), made.warnings, ())
 
@@ -157,6 +148,7 @@ class _Run:
         with core.Sink(SINK_PAGES, "/tmp") as sink:
             layout = Layout(self.tree, self.wanted, armed.seats, sink)
             now = layout.take()
+            self._take_in(now)
             planned = self._planned(now, seats)
             self._refuse(planned.made)
             if refusals := names.taken(self.ref.pid, now, self.wanted):
@@ -192,6 +184,10 @@ class _Run:
             upset,
             self.clock.phases,
         )
+
+    def _take_in(self, now: Snapshot) -> None:
+        if self.restored:
+            self.wanted = as_now(self.wanted, now)
 
     def _spent(self) -> int:
         return time.monotonic_ns() - self.clock.start

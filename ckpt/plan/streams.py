@@ -53,6 +53,19 @@ def redirect(
     return Redirected(replace(wanted, files=tuple(_unwatched(file, changed) for file in kept)), tuple(warnings), tuple(changed))
 
 
+def as_now(wanted: Snapshot, now: Snapshot) -> Snapshot:
+    """For a tree that was restored since: what led out of it then was replaced; what stands at its place now stays."""
+    here = {(task.pid, item.fd): item.file for task in now.tasks for item in task.descriptors}
+    files = {file.id: file for file in now.files}
+    there: dict[int, int] = {}
+    for task in wanted.tasks:
+        for item in task.descriptors:
+            if (task.pid, item.fd) in here:
+                there.setdefault(item.file, here[task.pid, item.fd])
+    kept = (replace(files[there[file.id]], id=file.id) if leads_out(file) and file.id in there else file for file in wanted.files)
+    return replace(wanted, files=tuple(kept))
+
+
 def leads_out(file: OpenFile) -> bool:
     return (file.kind == "device" and file.state.get("device") == "tty") or (file.kind != "fifo" and bool(file.state.get("outside")))
 

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from tests.harness import WORKLOADS, Ckpt, Victim
+from tests.harness import WORKLOADS, Ckpt, Victim, times
 from tests.harness.ckpt import COMMAND
 from tests.harness.victim import PYTHON
 
 Start = Callable[..., Victim]
 ALONE = [name for name in WORKLOADS if name not in ("redis", "waits")]
+#: redis has a test of its own; a program that churns children may lose one while it is looked at.
+CYCLES = [name for name in WORKLOADS if name != "redis"]
 
 
 def revive(ckpt: Ckpt, target: Victim, generation: int | str, *options: str) -> Any:
@@ -119,3 +121,45 @@ def test_foreground_passes_streams_and_status(ckpt: Ckpt, tmp_path: Path) -> Non
             input="hello\n", capture_output=True, text=True, env=ckpt.environment, timeout=60, check=False,
         )  # fmt: skip
         assert (done.returncode, done.stdout) == (42, "got hello\n"), done.stderr
+
+
+@pytest.mark.parametrize("name", ["threads4", "churn", "family", "python-threads"])
+def test_back_to_before_it_died(name: str, ckpt: Ckpt, victim: Start) -> None:
+    """A restored program is rolled back to generations of its first life, and on to ones of its second."""
+    target = victim(name)
+    first = ckpt.snapshot(target.pid)["generation"]
+    time.sleep(0.1)
+    target.verify()
+    second = ckpt.snapshot(target.pid, "--incremental")["generation"]
+    target.kill()
+    revive(ckpt, target, second)
+    target.verify()
+    time.sleep(0.1)
+    third = ckpt.snapshot(target.pid)["generation"]
+    for generation in (first, third, second):
+        before = target.start_ticks()
+        done = ckpt.run("rollback", generation, "--json")
+        assert done.code == 0, done.err
+        assert target.start_ticks() == before
+        target.verify()
+    assert ckpt.exact(target.pid)["parent"] == second
+
+
+def test_many_lives(ckpt: Ckpt, victim: Start) -> None:
+    """Snapshot, kill, restore, again and again; after each restore the first snapshot compares, the next tracks writes."""
+    for name in CYCLES:
+        target = victim(name)
+        for _ in range(times(2, 20)):
+            made = ckpt.snapshot(target.pid)
+            target.kill()
+            revive(ckpt, target, made["generation"])
+            target.verify()
+            assert ckpt.exact(target.pid)["parent"] == made["generation"]
+            again = ckpt.exact(target.pid)
+            assert (again["kind"], again["tracker"]) == ("incremental", "uffd")
+            assert again["pages"]["read"] <= again["pages"]["dirty"] + 64
+            verdict = ckpt.json("verify", again["generation"])
+            assert verdict["faithful"], verdict["differences"]
+            target.verify()
+        target.kill()
+    ckpt.sound()
