@@ -17,8 +17,10 @@ from tests.harness.victim import PYTHON
 
 Start = Callable[..., Victim]
 ALONE = [name for name in WORKLOADS if name not in ("redis", "waits")]
-#: redis has a test of its own; a program that churns children may lose one while it is looked at.
-CYCLES = [name for name in WORKLOADS if name != "redis"]
+#: redis has a test of its own. The ports of waits are held by its own ended connections for a minute, which is said by name.
+CYCLES = [name for name in WORKLOADS if name not in ("redis", "waits")]
+#: Processes that share descriptors share the numbers of their trackers as well: each of their snapshots reads everything.
+UNTRACKED = ("sharing",)
 
 
 def revive(ckpt: Ckpt, target: Victim, generation: int | str, *options: str) -> Any:
@@ -145,21 +147,21 @@ def test_back_to_before_it_died(name: str, ckpt: Ckpt, victim: Start) -> None:
     assert ckpt.exact(target.pid)["parent"] == second
 
 
-def test_many_lives(ckpt: Ckpt, victim: Start) -> None:
+@pytest.mark.parametrize("name", CYCLES)
+def test_many_lives(name: str, ckpt: Ckpt, victim: Start) -> None:
     """Snapshot, kill, restore, again and again; after each restore the first snapshot compares, the next tracks writes."""
-    for name in CYCLES:
-        target = victim(name)
-        for _ in range(times(2, 20)):
-            made = ckpt.snapshot(target.pid)
-            target.kill()
-            revive(ckpt, target, made["generation"])
-            target.verify()
-            assert ckpt.exact(target.pid)["parent"] == made["generation"]
-            again = ckpt.exact(target.pid)
+    target = victim(name)
+    for _ in range(times(1, 20)):
+        made = ckpt.snapshot(target.pid)
+        target.kill()
+        revive(ckpt, target, made["generation"])
+        target.verify()
+        assert ckpt.exact(target.pid)["parent"] == made["generation"]
+        again = ckpt.exact(target.pid)
+        if name not in UNTRACKED:
             assert (again["kind"], again["tracker"]) == ("incremental", "uffd")
             assert again["pages"]["read"] <= again["pages"]["dirty"] + 64
-            verdict = ckpt.json("verify", again["generation"])
-            assert verdict["faithful"], verdict["differences"]
-            target.verify()
-        target.kill()
+        verdict = ckpt.json("verify", again["generation"])
+        assert verdict["faithful"], verdict["differences"]
+        target.verify()
     ckpt.sound()
