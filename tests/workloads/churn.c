@@ -119,8 +119,8 @@ static void turn_piece(struct piece *piece) {
     case 3: {
         char *to = mmap(NULL, piece->pages * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         char *moved = mremap(piece->at, piece->pages * PAGE, piece->pages * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to);
-        if (moved != to)
-            wrong("mremap, moved: %s", strerror(errno));
+        if (moved == MAP_FAILED) /* it spans two mappings: somebody has split it */
+            return wrong("mremap, %zu pages at %p, moved: %s", piece->pages, (void *)piece->at, strerror(errno));
         piece->at = moved;
         break;
     }
