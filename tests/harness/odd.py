@@ -44,7 +44,6 @@ if fd < 0:
     sys.exit(77)
 said = [os.getpid(), fd]
 """,
-    "inotify": "said = [os.getpid(), libc.inotify_init1(0)]\n",
 }
 
 SECCOMP = """
