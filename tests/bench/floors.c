@@ -2,7 +2,7 @@
  *
  *   floors scan [MIB] [DIRTY%] [ROUNDS]       PAGEMAP_SCAN (write-protecting) of a range of MIB, DIRTY% of it written at random
  *   floors scan-copy [MIB] [DIRTY%] [ROUNDS]  the same, then process_vm_readv of the pages found
- *   floors freeze PID [ROUNDS]                seize and interrupt every thread, read /proc files raw and the registers, detach
+ *   floors freeze PID [ROUNDS]                interrupt every thread, read raw what a capture reads of /proc, and the registers, detach
  *
  * These are floors, not an implementation: one mapping known beforehand, buffers touched ahead, no lists kept, no errors
  * survived. The victim of the first two is a forked child that tracks itself by its own userfaultfd and waits in read(2).
@@ -23,6 +23,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/user.h>
@@ -197,7 +198,10 @@ static void run_scan(bool with_copy, size_t mib, double percent, size_t rounds) 
 
 /* ---- freeze ---- */
 
-static const char *const process_files[] = {"stat", "status", "maps", "auxv", "cmdline", "environ", "comm", "personality", "limits", NULL};
+/* What a capture reads while the target stands still: the tables of ckpt/kinds ("process_files", "thread_files"; test_floors.py
+ * compares), auxv (where the vdso is) and the children of each thread (whether the tree is complete). No more, no less. */
+static const char *const process_files[] = {"stat", "status", "maps", "oom_score_adj", "timers", "auxv", NULL};
+static const char *const thread_files[] = {"stat", "status", "children", NULL};
 
 static size_t read_raw(const char *path, char *buffer, size_t cap) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -210,7 +214,7 @@ static size_t read_raw(const char *path, char *buffer, size_t cap) {
     return total;
 }
 
-/* Links and fdinfo of every descriptor. */
+/* Link, stat and fdinfo of every descriptor. */
 static size_t read_descriptors(pid_t pid, char *buffer, size_t cap) {
     char path[300];
     size_t count = 0;
@@ -220,7 +224,8 @@ static size_t read_descriptors(pid_t pid, char *buffer, size_t cap) {
         if (e->d_name[0] == '.')
             continue;
         snprintf(path, sizeof path, "/proc/%d/fd/%s", pid, e->d_name);
-        if (readlink(path, buffer, cap) > 0)
+        struct stat stat_of;
+        if (readlink(path, buffer, cap) > 0 && !stat(path, &stat_of))
             count++;
         snprintf(path, sizeof path, "/proc/%d/fdinfo/%s", pid, e->d_name);
         read_raw(path, buffer, cap);
@@ -267,8 +272,10 @@ static void freeze_round(pid_t pid, char *buffer, size_t cap, uint64_t *ret_ns, 
         regs_io.iov_len = sizeof regs, xstate_io.iov_len = sizeof xstate;
         ptrace(PTRACE_GETREGSET, tids[i], NT_PRSTATUS, &regs_io);
         ptrace(PTRACE_GETREGSET, tids[i], NT_X86_XSTATE, &xstate_io);
-        snprintf(path, sizeof path, "/proc/%d/task/%d/stat", pid, tids[i]);
-        read_raw(path, buffer, cap);
+        for (size_t k = 0; thread_files[k]; k++) {
+            snprintf(path, sizeof path, "/proc/%d/task/%d/%s", pid, tids[i], thread_files[k]);
+            read_raw(path, buffer, cap);
+        }
     }
     for (size_t i = 0; i < threads; i++)
         ptrace(PTRACE_DETACH, tids[i], 0, 0);
