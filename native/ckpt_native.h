@@ -202,8 +202,11 @@ struct ckpt_capture_options {
     uint32_t paranoid;     /* also read every SAME page: runs of content DATA in the sink's paranoid list */
     uint32_t no_inject;    /* ask no questions (seccomp) */
     uint32_t freeze_retries; /* for a vfork parent: how often to wait 10 ms and try again */
+    uint32_t last_round;   /* 1: a small root is pre-copied once more just before the freeze: its space then comes twice in the sink, the
+                            * first time with nothing but pages that the second may name SAME; to be taken in that order */
+    uint32_t pad;
 };
-struct ckpt_timing { /* nanoseconds; stop is freeze's first effect to thaw's last */
+struct ckpt_timing { /* nanoseconds; stop is freeze's first effect to thaw's last; scan and copy may lie beside files and descriptors */
     uint64_t stop, freeze, files, descriptors, questions, scan, copy, thaw;
 };
 /* On failure the tree runs on, nothing is kept, and last_fault names the resource. A tree that is frozen already stays

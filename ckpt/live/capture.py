@@ -60,6 +60,7 @@ class Capture:
         paranoid: bool = False,
         no_inject: bool = False,
         scan_threads: int = 2,
+        last_round: bool = False,
         adviser: Adviser | None = None,
     ) -> None:
         self.tree, self.table = tree, table()
@@ -79,6 +80,7 @@ class Capture:
             paranoid=paranoid,
             no_inject=no_inject,
             scan_threads=scan_threads,
+            last_round=last_round,
         )
         self.taken_at = 0
 

@@ -45,6 +45,7 @@ class CaptureOptions:
         paranoid: bool = False,
         no_inject: bool = False,
         scan_threads: int = 2,
+        last_round: bool = False,
     ) -> None:
         self._keep: list[Any] = []
         raw = ffi.new("struct ckpt_capture_options *")
@@ -54,6 +55,7 @@ class CaptureOptions:
         raw.tracks = self._array("struct ckpt_track[]", (track.raw()[0] for track in tracks))
         raw.track_count = len(tracks)
         raw.scan_threads, raw.paranoid, raw.no_inject, raw.freeze_retries = scan_threads, int(paranoid), int(no_inject), 50
+        raw.last_round = int(last_round)
         self.raw = raw
 
     def _hold(self, value: Any) -> Any:

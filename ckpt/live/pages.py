@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from struct import Struct
 
 from ckpt.live.core import Sink, SpaceRuns
@@ -46,6 +46,11 @@ def _cut(runs: memoryview, first: memoryview, rest: Iterator[memoryview]) -> Ite
             taken.append(RUN.pack(page, count, content))
         yield b"".join(taken), piece
         piece = next(rest, None)
+
+
+def final_parts(parts: Iterable[SpaceRuns]) -> dict[int, SpaceRuns]:
+    """By space, the part that the frozen scan filled. One before it only brings pages of the capture's last round."""
+    return {part.space: part for part in parts}
 
 
 def layout(part: SpaceRuns) -> memoryview:

@@ -8,6 +8,7 @@ from struct import Struct
 
 from ckpt.history.pages import GenerationPages
 from ckpt.live.core import Sink
+from ckpt.live.pages import final_parts
 from ckpt.live.spaces import Spaces
 from ckpt.model import PAGE, Content
 
@@ -23,7 +24,7 @@ class Verdict:
 def compare_pages(source: GenerationPages, sink: Sink, spaces: Spaces) -> Verdict:
     """Compares all DATA pages (copied because written) and all SAME pages (read again only for this)."""
     verdict = Verdict()
-    for part in sink.spaces():
+    for part in final_parts(sink.spaces()).values():
         space = spaces.store(part.space)
         dirty = [(page, count) for page, count, content in RUN.iter_unpack(part.runs) if content == Content.DATA]
         clean = [(page, count) for page, count, _content in RUN.iter_unpack(part.paranoid_runs)]

@@ -25,7 +25,7 @@ from ckpt.kinds.table import table
 from ckpt.live import core, runtime, track
 from ckpt.live.advice import Adviser
 from ckpt.live.capture import Capture
-from ckpt.live.pages import batches, layout
+from ckpt.live.pages import batches, final_parts, layout
 from ckpt.live.preflight import preflight
 from ckpt.live.spaces import Spaces
 from ckpt.model import PidRef, Snapshot
@@ -163,8 +163,14 @@ class _Run:
                 self.tree.freeze()  # stays frozen to the end, so that nothing happens after the captured instant
             expected = self._expected(armed, before.pages["dirty"] if before is not None and incremental else None)
             precopied, sink = self._precopy(stack, recording, spaces, armed, expected)
-            adviser = Adviser(parent if incremental else None)
-            capture = Capture(self.tree, armed.tracks, paranoid=self.request.paranoid, no_inject=not armed.injectable, adviser=adviser)
+            capture = Capture(
+                self.tree,
+                armed.tracks,
+                paranoid=self.request.paranoid,
+                no_inject=not armed.injectable,
+                last_round=self.request.precopy is None,
+                adviser=Adviser(parent if incremental else None),
+            )
             self.clock.lap("prepared")
             timing = capture.run(sink)
             self.clock.lap("captured")
@@ -213,10 +219,13 @@ class _Run:
 
     def _store(self, recording: Recording, sink: core.Sink, spaces: Spaces) -> int:
         pages = 0
-        for part in sink.spaces():
+        parts = list(sink.spaces())
+        complete = final_parts(parts)
+        for part in parts:
             for runs, data in batches(sink, part):
                 recording.add(spaces.store(part.space), runs, data)
-            recording.finish(spaces.store(part.space), layout(part))
+            if complete[part.space] is part:
+                recording.finish(spaces.store(part.space), layout(part))
             pages += part.data_pages
         return pages
 

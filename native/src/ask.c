@@ -35,6 +35,7 @@ struct round {
     struct asked *asked; /* one per thread of the tree, in its order */
     uint8_t *slots;      /* the data part of one memory at a time */
     uint8_t *code;
+    uint8_t *own;        /* what they stand in, if the tree's text buffer is too small */
     size_t *answer_at;   /* per question: its buffer behind the slot's calls */
     size_t calls[2];     /* questions that a thread gets; one that answers for its process */
 };
@@ -212,9 +213,11 @@ static int measure(struct round *round) {
     round->slot_bytes = bytes[0];
     round->whole_slots = (uint32_t)((bytes[1] + bytes[0] - 1) / bytes[0]);
     size_t slots = round->tree->thread_count + round->tree->task_count * round->whole_slots;
-    round->slots = malloc(slots * round->slot_bytes);
-    round->code = calloc(slots, STUB_BYTES);
-    return round->slots && round->code ? 0 : -ENOMEM;
+    size_t code = slots * STUB_BYTES, all = code + slots * round->slot_bytes;
+    round->own = all > TEXT_BYTES ? malloc(all) : NULL;
+    round->code = round->own ? round->own : (uint8_t *)round->tree->text; /* touched ahead, and nobody's while threads are asked */
+    round->slots = round->code + code;
+    return all > TEXT_BYTES && !round->own ? -ENOMEM : 0;
 }
 
 static void who_answers(const struct round *round) {
@@ -257,7 +260,6 @@ int remote_ask(ckpt_tree *tree, const struct ckpt_question *questions, size_t co
     _cleanup_free_ size_t *answer_at = calloc(count, sizeof *answer_at);
     struct round round = {.tree = tree, .questions = questions, .count = count, .asked = asked, .answer_at = answer_at};
     int error = asked && answer_at ? ask(&round, sink) : -ENOMEM;
-    free(round.slots);
-    free(round.code);
+    free(round.own);
     return error;
 }

@@ -6,8 +6,8 @@
  * Invariants
  *  1. A tree that came thawed leaves thawed, on every path; one that came frozen stays frozen.
  *  2. On failure the sink is reset (nothing is kept) and the tree's fault names the first thing that failed.
- *  3. The order is: text and registers, descriptors, questions, pages. Questions inject: they come after the texts, which
- *     so never show their bridge, and before the scan, which so sees what they touched.
+ *  3. The order is: text and registers, descriptors, questions. Questions inject: they come after the texts, which so never
+ *     show their bridge. The pages of a large tree come last, those of a small one before the questions (memories.c).
  *  4. The tracker is consumed by the scan. Whoever called must have written down before that it would be (ckpt/live).
  */
 #define _GNU_SOURCE
@@ -41,6 +41,8 @@ static void window_close(struct window *window) {
     free(window->objects);
     free(window->maps);
     free(window->lines);
+    free(window->beside.text);
+    free(window->beside.maps);
 }
 
 static bool wanted(const struct ckpt_capture_options *options, uint32_t work) {
@@ -60,6 +62,7 @@ static int window_open(struct window *window) {
     if (!window->lines)
         return -ENOMEM;
     memset(window->lines, 0, window->line_cap * sizeof *window->lines); /* touched now, not in the window */
+    stack_touch();
     return 0;
 }
 
@@ -67,64 +70,14 @@ static int window_open(struct window *window) {
 
 static int files_phase(struct window *window) {
     window->maps = calloc(window->tree->task_count, sizeof *window->maps);
-    int error = window->maps ? raw_tree(window) : -ENOMEM;
+    int error = window->maps ? beside_run(window) : -ENOMEM;
+    if (!error)
+        error = raw_tree(window);
     for (size_t i = 0; !error && i < window->tree->task_count; i++)
         error = raw_task(window, i);
+    for (size_t i = 0; !error && window->beside.begun && i < window->tree->task_count; i++)
+        error = raw_maps(window, i);
     return error;
-}
-
-/* The lines of a task's maps: from its record, or read for the scan alone when nobody asked for the text. */
-static ssize_t lines_of(struct window *window, size_t index) {
-    struct text_at where = window->maps[index];
-    const char *text = window->tree->text;
-    ssize_t bytes = (ssize_t)where.size;
-    if (where.size)
-        text = text_of(window, where);
-    else
-        bytes = proc_read(window->tree->tasks[index].dir, "maps", window->tree->text, TEXT_BYTES);
-    while (bytes >= 0) {
-        ssize_t count = maps_parse_into(text, (size_t)bytes, window->lines, window->line_cap);
-        if (count != -ENOSPC)
-            return count;
-        window->line_cap *= 2;
-        void *grown = reallocarray(window->lines, window->line_cap, sizeof *window->lines);
-        if (!grown)
-            return -ENOMEM;
-        window->lines = grown;
-    }
-    return bytes;
-}
-
-static const struct ckpt_track *track_of(const struct window *window, const struct task *task, int32_t mm) {
-    for (size_t i = 0; i < window->options->track_count; i++) {
-        const struct task *tracked = tree_task(window->tree, window->options->tracks[i].pid);
-        if (tracked && (tracked->pid == task->pid || tracked->mm == mm))
-            return &window->options->tracks[i];
-    }
-    return NULL;
-}
-
-static int memory(struct window *window, size_t index) {
-    struct task *task = &window->tree->tasks[index];
-    const struct ckpt_track *track = track_of(window, task, (int32_t)index);
-    if (track && track->tracker == CKPT_TRACK_NONE)
-        return 0;
-    ssize_t count = lines_of(window, index);
-    if (count < 0)
-        return tree_fail(window->tree, (int)count, "read", task->pid, 0, -1, 0, "maps");
-    int error = scan_and_copy(window->tree, task, track, window->lines, (size_t)count, window->options, window->sink, &window->timing);
-    return error ? error : capture_mapped_objects(window, task, window->lines, (size_t)count);
-}
-
-static int pages_phase(struct window *window) {
-    for (size_t i = 0; i < window->tree->task_count; i++) {
-        if (window->tree->tasks[i].zombie || window->tree->tasks[i].mm != (int32_t)i)
-            continue;
-        int error = memory(window, i);
-        if (error)
-            return error;
-    }
-    return 0;
 }
 
 /* ---- the window ---- */
@@ -137,6 +90,7 @@ static uint64_t lap(uint64_t *since) {
 
 static int inside(struct window *window) {
     struct ckpt_timing *timing = &window->timing;
+    bool pages_first = window->beside.wanted;
     uint64_t since = now_ns();
     int error = files_phase(window);
     timing->files = lap(&since);
@@ -144,19 +98,33 @@ static int inside(struct window *window) {
     if (!error)
         error = capture_descriptors(window);
     timing->descriptors = lap(&since);
+    if (!error && pages_first)
+        error = pages_phase(window);
+    since = now_ns();
     if (!error && !window->options->no_inject && window->options->question_count)
         error = remote_ask(window->tree, window->options->questions, window->options->question_count, window->sink);
     timing->questions = lap(&since);
     ckpt_mark("questions");
-    if (!error)
+    if (!error && !pages_first)
         error = pages_phase(window);
+    beside_join(window); /* whatever failed: nobody else touches the sink or the tree from here on */
     ckpt_mark("copied");
     return error;
+}
+
+/* Where the stubs will stand, and the descriptor for writing them; if it cannot be told now, the freeze looks again. */
+static void look_ahead(ckpt_tree *tree) {
+    for (size_t i = 0; i < tree->task_count; i++)
+        if (!tree->tasks[i].zombie && tree->tasks[i].mm == (int32_t)i)
+            vdso_tail(tree, &tree->tasks[i]);
+    tree_fault_clear(tree);
 }
 
 static int frozen_window(struct window *window) {
     ckpt_tree *tree = window->tree;
     bool ours = !tree->frozen;
+    if (ours)
+        look_ahead(tree);
     uint64_t since = now_ns(), start = since;
     int error = ours ? task_freeze(tree, 0) : 0;
     if (error)
@@ -184,7 +152,10 @@ int ckpt_capture(ckpt_tree *tree, const struct ckpt_capture_options *options, ck
     if (!error)
         error = scan_prepare(tree, options->scan_threads);
     if (!error)
+        error = beside_prepare(&window);
+    if (!error)
         error = frozen_window(&window);
+    beside_end(&window);
     if (error) {
         ckpt_sink_reset(sink);
         return tree_fail(tree, error, "capture", tree->root, 0, -1, 0, NULL);

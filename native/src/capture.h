@@ -25,6 +25,21 @@ struct text_at {
     size_t offset, size; /* of a payload in the sink's records; they may move, offsets do not */
 };
 
+/* Pages taken by the helper while the tracer does the rest (memories.c). */
+struct beside {
+    bool wanted, begun, running;
+    uint32_t looked;       /* enum look of memories.c; changed by the helper, awaited by the tracer */
+    char *text;            /* what the helper reads of /proc, touched ahead */
+    struct text_at *maps;  /* by task: in text */
+    size_t next;           /* the first task whose memory is not done */
+    bool scanned;          /* its runs are known, its pages are to be copied */
+    bool objects;          /* among the memories that are done there are mappings of shared objects, perhaps */
+    int error;
+    struct ckpt_timing timing;
+    struct helper *helper; /* taken from the scan's memory while it works: it cannot help itself */
+    ckpt_tree view;        /* the tree with a fault of its own; its tables are shared, and stand still */
+};
+
 struct window {
     ckpt_tree *tree;
     const struct ckpt_capture_options *options;
@@ -41,6 +56,7 @@ struct window {
     struct text_at *maps; /* by task */
     struct map_line *lines;
     size_t line_cap;
+    struct beside beside;
 };
 
 /* Makes room for one more; 0 or -ENOMEM. */
@@ -51,10 +67,20 @@ const char *text_of(const struct window *window, struct text_at where);
 
 /* raw.c */
 int raw_tree(struct window *window);
-int raw_task(struct window *window, size_t task);
+int raw_task(struct window *window, size_t task); /* without maps, if the helper reads them */
+int raw_maps(struct window *window, size_t task); /* those */
 /* kin.c */
 int raw_zombie(struct window *window, const struct task *task);
 int raw_shares(struct window *window, size_t task);
+/* memories.c: the pages. Before the freeze; as soon as it stands; the rest, or all of it; done; after the thaw. */
+int beside_prepare(struct window *window);
+int beside_run(struct window *window);
+int pages_phase(struct window *window);
+void beside_join(struct window *window);
+void beside_end(struct window *window);
+/* Whether the helper reads this task's maps, and (waiting until it has) what it read; NULL = it could not. */
+bool beside_reads(const struct window *window, size_t task);
+const char *beside_text(struct window *window, size_t task, size_t *ret_size);
 /* descriptors.c */
 int capture_descriptors(struct window *window);
 /* identity.c: sets entry->file; equal numbers = one open file description over the whole tree */
@@ -67,6 +93,8 @@ int fd_socket(struct window *window, const struct open_fd *entry, int dup, const
 int diag_open(void);
 /* objects.c */
 int capture_mapped_objects(struct window *window, const struct task *task, const struct map_line *lines, size_t count);
+/* False: there is surely nothing for capture_mapped_objects(). */
+bool may_map_objects(const struct map_line *lines, size_t count);
 /* file is our own open, never a duplicate: reading moves its position. */
 int capture_object(struct window *window, int file, pid_t pid);
 

@@ -30,6 +30,7 @@ int scan_open(const struct task *task, const struct ckpt_track *track, bool prot
 struct cutter {
     struct scan_memory *memory;
     size_t count;
+    bool apart; /* the next piece does not follow the one before */
 };
 
 static int cut(struct cutter *cutter, enum ckpt_range_kind kind, ckpt_addr_t start, ckpt_addr_t end, bool dense) {
@@ -43,15 +44,19 @@ static int cut(struct cutter *cutter, enum ckpt_range_kind kind, ckpt_addr_t sta
         memory->pieces = grown;
         memory->piece_cap *= 2;
     }
-    memory->pieces[cutter->count++] = (struct piece){.start = start, .end = end, .kind = (uint32_t)kind, .dense = dense};
+    memory->pieces[cutter->count++] = (struct piece){.start = start, .end = end, .kind = (uint32_t)kind, .dense = dense,
+                                                            .follows = cutter->count && !cutter->apart};
+    cutter->apart = false;
     return 0;
 }
 
 /* One mapping; *hint is the first hint that does not end before it. */
 static int cut_line(struct cutter *cutter, const struct map_line *line, const struct scan_hints *hints, size_t *hint) {
     enum ckpt_range_kind kind = maps_kind(line);
-    if (kind == CKPT_RANGE_SKIP)
+    if (kind == CKPT_RANGE_SKIP) {
+        cutter->apart = true;
         return 0;
+    }
     ckpt_addr_t at = line->start;
     int error = 0;
     while (*hint < hints->count && hints->at[*hint].end <= at)
@@ -85,10 +90,27 @@ static int scan_one(struct side *side, const struct piece *piece) {
     return error;
 }
 
+/* How many pieces from here on can be asked for together. */
+static size_t together(const struct side *side, size_t first) {
+    size_t count = 0;
+    while (first + count < side->count && !side->pieces[first + count].dense && (!count || side->pieces[first + count].follows))
+        count++;
+    return count;
+}
+
 static void scan_side(void *argument) {
     struct side *side = argument;
-    for (size_t i = 0; i < side->count && !side->scan.error; i++)
-        side->scan.error = scan_one(side, &side->pieces[i]);
+    for (size_t i = 0; i < side->count && !side->scan.error;) {
+        size_t count = together(side, i);
+        int got = count > 1 ? scan_batch(&side->scan, side->pieces + i, count) : 1;
+        if (got <= 0) {
+            side->scan.error = got;
+            i += count;
+            continue;
+        }
+        for (count = count ? count : 1; count && !side->scan.error; count--, i++)
+            side->scan.error = scan_one(side, &side->pieces[i]);
+    }
 }
 
 /* A sparse piece costs by its populated pages, which nobody knows yet: the largest reservations count as 256 MiB. */
@@ -123,7 +145,7 @@ static int split(struct cutter *cutter, size_t *ret_second) {
             return error;
         for (size_t k = cutter->count - 1; k > i + 1; k--)
             memory->pieces[k] = memory->pieces[k - 1];
-        memory->pieces[i + 1] = (struct piece){middle, piece.end, piece.kind, piece.dense};
+        memory->pieces[i + 1] = (struct piece){middle, piece.end, piece.kind, piece.dense, true};
         memory->pieces[i].end = middle;
         *ret_second = i + 1;
         return 0;
@@ -247,6 +269,33 @@ static int drop_guards(ckpt_tree *tree, struct task *task, const struct ckpt_tra
     return dropped ? 0 : -EFAULT; /* no guard pages: the fault of the copy stands */
 }
 
+uint64_t scan_found(const struct scan_memory *memory) {
+    uint64_t pages = 0;
+    for (int i = 0; i < 2; i++)
+        for (size_t k = 0; k < memory->runs[i].count; k++)
+            pages += memory->runs[i].at[k].content == CKPT_DATA ? memory->runs[i].at[k].count : 0;
+    return pages;
+}
+
+int copy_scanned(ckpt_tree *tree, struct task *task, const struct ckpt_track *track, const struct ckpt_capture_options *options,
+                 ckpt_sink *sink, struct ckpt_timing *timing) {
+    struct scan_memory *memory = tree->scan;
+    uint64_t begin = now_ns();
+    int error = put_and_copy(tree, task, memory, sink);
+    if ((error == -EFAULT || error == -EIO) && !drop_guards(tree, task, track, memory)) {
+        sink_space_undo(sink);
+        error = put_and_copy(tree, task, memory, sink);
+    }
+    timing->copy += now_ns() - begin;
+    if (!error && options->paranoid) {
+        if ((error = sink_paranoid(sink)) || (error = put_runs(sink, memory->runs, true)))
+            error = tree_fail(tree, error, "scan", task->pid, 0, -1, 0, "runs");
+        else
+            error = copy_content(tree, task, memory, CKPT_SAME, sink);
+    }
+    return error;
+}
+
 int scan_and_copy(ckpt_tree *tree, struct task *task, const struct ckpt_track *track, const struct map_line *lines, size_t count,
                   const struct ckpt_capture_options *options, ckpt_sink *sink, struct ckpt_timing *timing) {
     struct scan_memory *memory;
@@ -257,21 +306,9 @@ int scan_and_copy(ckpt_tree *tree, struct task *task, const struct ckpt_track *t
         return tree_fail(tree, error, "scan", task->pid, 0, -1, 0, NULL);
     uint64_t begin = now_ns();
     error = scan_frozen(tree, task, track, (struct scan_layout){lines, count}, true, memory);
-    uint64_t scanned = now_ns();
+    timing->scan += now_ns() - begin;
     if (!error)
-        error = put_and_copy(tree, task, memory, sink);
-    if ((error == -EFAULT || error == -EIO) && !drop_guards(tree, task, track, memory)) {
-        sink_space_undo(sink);
-        error = put_and_copy(tree, task, memory, sink);
-    }
-    timing->scan += scanned - begin;
-    timing->copy += now_ns() - scanned;
-    if (!error && options->paranoid) {
-        if ((error = sink_paranoid(sink)) || (error = put_runs(sink, memory->runs, true)))
-            error = tree_fail(tree, error, "scan", task->pid, 0, -1, 0, "runs");
-        else
-            error = copy_content(tree, task, memory, CKPT_SAME, sink);
-    }
+        error = copy_scanned(tree, task, track, options, sink, timing);
     helper_rest(memory->helper);
     return error;
 }

@@ -5,8 +5,10 @@
  *
  * Invariants
  *  1. `state` goes IDLE -> GO (caller) -> IDLE (helper), or IDLE -> QUIT (caller). work and argument are written before GO.
- *  2. After a piece of work the helper spins for some time before it sleeps: the next piece comes within microseconds.
- *  3. A real-time policy that the caller has while it freezes is lent at the first work and taken back by helper_rest().
+ *     READY (caller) in front of GO only wakes it: waking another CPU takes some 45 us, which pass while the caller does other things.
+ *  2. After a piece of work, and when READY, the helper spins for some time before it sleeps: the next piece comes within microseconds.
+ *     After a piece that READY announced it sleeps at once: there threads of the target run next, and may want this CPU.
+ *  3. A real-time policy that the caller has while it freezes is lent by helper_lend() or at the first work, and taken back by helper_rest().
  */
 #define _GNU_SOURCE
 #include "scan.h"
@@ -19,35 +21,43 @@
 #include <string.h>
 #include <sys/syscall.h>
 
-enum { IDLE, GO, QUIT };
-enum { SPINS = 4000 };
+enum { IDLE, READY, GO, QUIT };
+enum { SPINS = 4000, LONG_SPINS = 20000, STACK_AHEAD = 96 << 10 };
 
 struct helper {
     pthread_t thread;
     uint32_t state;
     pid_t tid;
     bool lent;
+    bool announced; /* by helper_ready(); until helper_rest() */
     void (*work)(void *);
     void *argument;
 };
 
-static uint32_t load(struct helper *helper) { return __atomic_load_n(&helper->state, __ATOMIC_ACQUIRE); }
-
-static void change(struct helper *helper, uint32_t state) {
-    __atomic_store_n(&helper->state, state, __ATOMIC_RELEASE);
-    syscall(SYS_futex, &helper->state, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+void helper_tell(uint32_t *word, uint32_t value) {
+    __atomic_store_n(word, value, __ATOMIC_RELEASE);
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
-/* Until state is no longer `old`: a short spin, then asleep. */
-static uint32_t await_change(struct helper *helper, uint32_t old) {
-    uint32_t state;
-    for (int i = 0; (state = load(helper)) == old; i++) {
-        if (i < SPINS)
+static uint32_t await_change(uint32_t *word, uint32_t old, int spins) {
+    uint32_t value;
+    for (int i = 0; (value = __atomic_load_n(word, __ATOMIC_ACQUIRE)) == old; i++) {
+        if (i < spins)
             __builtin_ia32_pause();
         else
-            syscall(SYS_futex, &helper->state, FUTEX_WAIT_PRIVATE, old, NULL, NULL, 0);
+            syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, old, NULL, NULL, 0);
     }
-    return state;
+    return value;
+}
+
+uint32_t helper_await(uint32_t *word, uint32_t old) { return await_change(word, old, SPINS); }
+
+static void change(struct helper *helper, uint32_t state) { helper_tell(&helper->state, state); }
+
+void stack_touch(void) {
+    volatile char room[STACK_AHEAD];
+    for (size_t at = 0; at < sizeof room; at += CKPT_PAGE)
+        room[at] = 0;
 }
 
 static void *helper_main(void *argument) {
@@ -55,12 +65,19 @@ static void *helper_main(void *argument) {
     cpu_set_t all;
     memset(&all, 0xff, sizeof all); /* made while frozen it would inherit the one CPU that pace.c chose */
     sched_setaffinity(0, sizeof all, &all);
+    stack_touch();
     __atomic_store_n(&helper->tid, (pid_t)syscall(SYS_gettid), __ATOMIC_RELEASE);
-    while (await_change(helper, IDLE) == GO) {
+    for (;;) {
+        uint32_t state = await_change(&helper->state, IDLE, __atomic_load_n(&helper->announced, __ATOMIC_RELAXED) ? 0 : SPINS);
+        if (state == READY)
+            state = helper_await(&helper->state, READY);
+        if (state == QUIT)
+            return NULL;
+        if (state != GO)
+            continue;
         helper->work(helper->argument);
         change(helper, IDLE);
     }
-    return NULL;
 }
 
 int helper_new(struct helper **ret_helper) {
@@ -86,7 +103,7 @@ void helper_free(struct helper *helper) {
     free(helper);
 }
 
-static void lend_policy(struct helper *helper) {
+void helper_lend(struct helper *helper) {
     struct sched_param param;
     int policy = sched_getscheduler(0);
     pid_t tid = __atomic_load_n(&helper->tid, __ATOMIC_ACQUIRE);
@@ -97,18 +114,27 @@ static void lend_policy(struct helper *helper) {
 }
 
 void helper_run(struct helper *helper, void (*work)(void *), void *argument) {
-    lend_policy(helper);
+    helper_lend(helper);
     helper->work = work;
     helper->argument = argument;
     change(helper, GO);
 }
 
-void helper_wait(struct helper *helper) { await_change(helper, GO); }
+void helper_ready(struct helper *helper) {
+    __atomic_store_n(&helper->announced, true, __ATOMIC_RELAXED);
+    change(helper, READY);
+}
+
+void helper_wait(struct helper *helper) { await_change(&helper->state, GO, LONG_SPINS); }
 
 void helper_rest(struct helper *helper) {
     struct sched_param param = {0};
-    if (helper && helper->lent)
+    if (!helper)
+        return;
+    if (helper->lent)
         sched_setscheduler(helper->tid, SCHED_OTHER, &param);
-    if (helper)
-        helper->lent = false;
+    helper->lent = false;
+    __atomic_store_n(&helper->announced, false, __ATOMIC_RELAXED);
+    if (__atomic_load_n(&helper->state, __ATOMIC_ACQUIRE) == READY)
+        change(helper, IDLE);
 }

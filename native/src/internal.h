@@ -46,6 +46,7 @@ struct bridge {
     uint32_t slots;    /* one thread each */
     size_t slot_bytes; /* of data, per slot */
     ckpt_addr_t tail, tail_end; /* free bytes behind the vdso's image: note and stub; 0 = not looked for */
+    ckpt_addr_t image, image_end; /* the vdso that they belong to: where its bytes begin and end */
     uint64_t caught, ignored; /* SigCgt and SigIgn of the process: which stop signal is free, which dispositions are known */
 };
 
@@ -233,9 +234,16 @@ int32_t sink_next_object(ckpt_sink *sink);
 /* The sink closes fd at its next reset. */
 int sink_keep_fd(ckpt_sink *sink, int fd);
 
+/* helper.c: the stack that the window will need is there before it (fresh memory costs 3-5 us a page) */
+void stack_touch(void);
+
 /* runs.c: buffers and the second thread, made before the freeze (threads: scan_threads); without it the first scan makes them */
 int scan_prepare(ckpt_tree *tree, uint32_t threads);
 void scan_memory_free(struct scan_memory *memory);
+
+/* Called by a freeze: the second thread gets ready for the work that a capture has for it at once (memories.c). */
+void scan_freezing(ckpt_tree *tree);
+void scan_stopped(ckpt_tree *tree);
 
 /* frozen.c: one memory, frozen. track NULL = not listed: everything populated is DATA */
 int scan_and_copy(ckpt_tree *tree, struct task *task, const struct ckpt_track *track, const struct map_line *lines, size_t count,

@@ -119,6 +119,7 @@ static int remember(struct window *window, const struct stat *stat, bool *ret_ne
 int capture_object(struct window *window, int file, pid_t pid) {
     struct stat stat;
     bool is_new;
+    beside_join(window); /* the sink takes one space at a time */
     int error = sys_statat(file, "", &stat, AT_EMPTY_PATH);
     if (!error)
         error = remember(window, &stat, &is_new);
@@ -163,6 +164,13 @@ static int mapped_object(struct window *window, const struct task *task, const s
         return 0; /* a file with a name is the file system's, not ours */
     int error = capture_object(window, file, task->pid);
     return error ? tree_fail(window->tree, error, "shared memory", task->pid, 0, -1, line->start, line->path) : 0;
+}
+
+bool may_map_objects(const struct map_line *lines, size_t count) {
+    bool found = false;
+    for (size_t i = 0; i < count && !found; i++)
+        found = may_be_object(&lines[i]);
+    return found;
 }
 
 int capture_mapped_objects(struct window *window, const struct task *task, const struct map_line *lines, size_t count) {

@@ -117,6 +117,10 @@ int ckpt_scan_count(ckpt_tree *tree, const struct ckpt_track *track, struct ckpt
     int error = round_begin(&round, tree, track);
     if (!error)
         error = count_all(&round.scan, round.lines, round.count, round.hints, &total);
+    if (!error) {
+        round.hints->resident = total.resident;
+        round.hints->written = total.written;
+    }
     if (ended(error)) {
         tree_fault_clear(tree);
         *ret_result = (struct ckpt_scan_result){0};

@@ -204,11 +204,30 @@ static int proc_files(struct window *window, size_t index) {
     const char *const *files = window->options->proc_files;
     for (int i = 0; files && files[i]; i++) {
         bool maps = !strcmp(files[i], "maps");
+        if (maps && beside_reads(window, index))
+            continue;
         int error = record_file(window, CKPT_R_PROC_FILE, task->pid, 0, -1, i, task->dir, files[i], maps ? &window->maps[index] : NULL);
         if (error)
             return error;
     }
     return 0;
+}
+
+int raw_maps(struct window *window, size_t index) {
+    const struct task *task = &window->tree->tasks[index];
+    const char *const *files = window->options->proc_files;
+    const uint8_t *base;
+    int i = 0;
+    while (files && files[i] && strcmp(files[i], "maps"))
+        i++;
+    if (!files || !files[i] || !beside_reads(window, index))
+        return 0;
+    size_t size;
+    const char *text = beside_text(window, index, &size);
+    if (!text)
+        return record_file(window, CKPT_R_PROC_FILE, task->pid, 0, -1, i, task->dir, "maps", &window->maps[index]);
+    window->maps[index] = (struct text_at){.offset = ckpt_sink_records(window->sink, &base) + sizeof(struct ckpt_record), .size = size};
+    return sink_record(window->sink, CKPT_R_PROC_FILE, task->pid, 0, -1, i, text, size);
 }
 
 int raw_task(struct window *window, size_t index) {

@@ -79,6 +79,16 @@ int scan_prepare(ckpt_tree *tree, uint32_t threads) {
     return scan_memory_get(tree, threads > 1, &memory);
 }
 
+void scan_freezing(ckpt_tree *tree) {
+    if (tree->scan && tree->scan->soon)
+        helper_lend(tree->scan->helper);
+}
+
+void scan_stopped(ckpt_tree *tree) {
+    if (tree->scan && tree->scan->soon)
+        helper_ready(tree->scan->helper);
+}
+
 void scan_memory_free(struct scan_memory *memory) {
     if (!memory)
         return;
@@ -106,7 +116,7 @@ struct scan_hints *scan_hints_of(struct scan_memory *memory, pid_t pid) {
         memory->hints = grown;
         memory->hint_cap = cap;
     }
-    memory->hints[memory->hint_count] = (struct scan_hints){.pid = pid, .others = true}; /* until somebody looks */
+    memory->hints[memory->hint_count] = (struct scan_hints){.pid = pid, .others = true, .resident = UNCOUNTED, .written = UNCOUNTED}; /* until somebody looks */
     return &memory->hints[memory->hint_count++];
 }
 

@@ -10,7 +10,7 @@
  *   dense  a stretch that had no hole when it was last looked at (the target running): fast. A written stretch of
  *          SCAN_LOOK_AGAIN pages or more is looked at again, in case it is a hole by now (MADV_DONTNEED); its markers are
  *          taken out. A shorter one is simply copied: a hole reads as the zeros that it means.
- *   full   everything else: sparse ranges, private file mappings, mappings that are new.
+ *   full   everything else: sparse ranges, private file mappings, mappings that are new. Neighbours are asked by one call (batch.c).
  *
  * Invariants
  *  1. Runs are complete and exact: DATA (written, or not known to be unwritten), ZERO (the shared zero page; all-zero
@@ -71,7 +71,7 @@ static int add_same(struct scan *scan, uint64_t start, uint64_t end, enum ckpt_r
 }
 
 /* One call of the kernel; returns the regions it filled. Moves arg->start to where the walk ended. */
-static int walk(struct scan *scan, struct pm_scan_arg *arg) {
+int scan_walk(struct scan *scan, struct pm_scan_arg *arg) {
     arg->vec = (uintptr_t)scan->regions;
     arg->vec_len = SCAN_REGIONS;
     int got = sys_ioctl(scan->pagemap, PAGEMAP_SCAN, arg);
@@ -89,7 +89,7 @@ static int walk(struct scan *scan, struct pm_scan_arg *arg) {
     return got;
 }
 
-static struct pm_scan_arg question(const struct scan *scan, ckpt_addr_t start, ckpt_addr_t end, enum ckpt_range_kind kind, bool protect) {
+struct pm_scan_arg scan_question(const struct scan *scan, ckpt_addr_t start, ckpt_addr_t end, enum ckpt_range_kind kind, bool protect) {
     uint64_t never = (scan->no_guard ? 0 : PAGE_IS_GUARD) | (kind == CKPT_RANGE_FILE_PRIVATE ? PAGE_IS_FILE : 0);
     return (struct pm_scan_arg){
         .size = sizeof(struct pm_scan_arg),
@@ -133,7 +133,7 @@ static int settle_file(struct scan *scan, ckpt_addr_t start, ckpt_addr_t end, bo
         return mem;
     populate(mem, start, end);
     struct page_region regions[64];
-    struct pm_scan_arg arg = question(scan, start, end, CKPT_RANGE_FILE_PRIVATE, false);
+    struct pm_scan_arg arg = scan_question(scan, start, end, CKPT_RANGE_FILE_PRIVATE, false);
     while (arg.start < end) {
         arg.vec = (uintptr_t)regions;
         arg.vec_len = 64;
@@ -150,7 +150,7 @@ static int settle_file(struct scan *scan, ckpt_addr_t start, ckpt_addr_t end, bo
 
 /* ---- the full method ---- */
 
-static int take(struct scan *scan, const struct page_region *region, enum ckpt_range_kind kind, bool everything) {
+int scan_take(struct scan *scan, const struct page_region *region, enum ckpt_range_kind kind, bool everything) {
     uint64_t is = region->categories;
     if (kind == CKPT_RANGE_FILE_PRIVATE && (is & PAGE_IS_SWAPPED))
         return settle_file(scan, region->start, region->end, everything);
@@ -161,13 +161,13 @@ static int take(struct scan *scan, const struct page_region *region, enum ckpt_r
 }
 
 static int full(struct scan *scan, ckpt_addr_t start, ckpt_addr_t end, enum ckpt_range_kind kind, bool protect, bool everything) {
-    struct pm_scan_arg arg = question(scan, start, end, kind, protect);
+    struct pm_scan_arg arg = scan_question(scan, start, end, kind, protect);
     while (arg.start < end) {
-        int got = walk(scan, &arg);
+        int got = scan_walk(scan, &arg);
         if (got < 0)
             return got;
         for (int i = 0; i < got; i++) {
-            int error = take(scan, &scan->regions[i], kind, everything);
+            int error = scan_take(scan, &scan->regions[i], kind, everything);
             if (error)
                 return error;
         }
@@ -185,7 +185,7 @@ int scan_look(struct scan *scan, ckpt_addr_t start, ckpt_addr_t end, enum ckpt_r
  * just put into holes, or pages that are swapped out: unprotected, a marker is gone, and a swapped page says WRITTEN. */
 static int look_again(struct scan *scan, ckpt_addr_t start, ckpt_addr_t end) {
     struct page_region regions[32];
-    struct pm_scan_arg arg = question(scan, start, end, CKPT_RANGE_ANON, false);
+    struct pm_scan_arg arg = scan_question(scan, start, end, CKPT_RANGE_ANON, false);
     while (arg.start < end) {
         arg.vec = (uintptr_t)regions;
         arg.vec_len = 32;
@@ -194,11 +194,11 @@ static int look_again(struct scan *scan, ckpt_addr_t start, ckpt_addr_t end) {
         for (int i = 0; i < got && !error; i++) {
             const struct page_region *region = &regions[i];
             if (!(region->categories & PAGE_IS_SWAPPED) || !scan->protect) {
-                error = take(scan, region, CKPT_RANGE_ANON, true);
+                error = scan_take(scan, region, CKPT_RANGE_ANON, true);
                 continue;
             }
             struct page_region again[8]; /* swapped pages of a stretch come in few regions; more than 8: all are DATA */
-            struct pm_scan_arg deep = question(scan, region->start, region->end, CKPT_RANGE_ANON, true);
+            struct pm_scan_arg deep = scan_question(scan, region->start, region->end, CKPT_RANGE_ANON, true);
             deep.vec = (uintptr_t)again;
             deep.vec_len = 8;
             error = uffd_unprotect(scan->uffd, region->start, region->end);
@@ -223,7 +223,7 @@ static int dense(struct scan *scan, ckpt_addr_t start, ckpt_addr_t end) {
                               .category_mask = PAGE_IS_WRITTEN, .return_mask = PAGE_IS_WRITTEN};
     ckpt_addr_t done = start;
     while (arg.start < end) {
-        int got = walk(scan, &arg);
+        int got = scan_walk(scan, &arg);
         if (got < 0)
             return got;
         for (int i = 0; i < got; i++) {
@@ -248,7 +248,7 @@ static int dense(struct scan *scan, ckpt_addr_t start, ckpt_addr_t end) {
 static bool anothers(struct scan *scan, const struct piece *piece) {
     struct pm_scan_arg arg = {.size = sizeof arg, .flags = PM_SCAN_CHECK_WPASYNC, .start = piece->start, .end = piece->start + CKPT_PAGE,
                               .category_mask = PAGE_IS_WRITTEN, .return_mask = PAGE_IS_WRITTEN};
-    return walk(scan, &arg) != -EPERM && uffd_register(scan->uffd, piece->start, piece->end);
+    return scan_walk(scan, &arg) != -EPERM && uffd_register(scan->uffd, piece->start, piece->end);
 }
 
 static int by_method(struct scan *scan, const struct piece *piece) {
@@ -259,7 +259,7 @@ static int by_method(struct scan *scan, const struct piece *piece) {
     if (!scan->protect) { /* looking: what is not registered has no SAME pages, whatever protection it brought along */
         struct pm_scan_arg arg = {.size = sizeof arg, .flags = PM_SCAN_CHECK_WPASYNC, .start = piece->start, .end = piece->start + CKPT_PAGE,
                                   .category_mask = PAGE_IS_WRITTEN, .return_mask = PAGE_IS_WRITTEN};
-        int got = walk(scan, &arg);
+        int got = scan_walk(scan, &arg);
         if (got < 0)
             return got;
     }
@@ -289,7 +289,7 @@ int64_t scan_drop_guards(struct scan *scan, const struct run_list *list, struct 
         struct pm_scan_arg arg = {.size = sizeof arg, .start = done * CKPT_PAGE, .end = end * CKPT_PAGE,
                                   .category_mask = PAGE_IS_GUARD, .return_mask = PAGE_IS_GUARD};
         while (run->content == CKPT_DATA && arg.start < arg.end) {
-            int got = walk(scan, &arg), error = 0;
+            int got = scan_walk(scan, &arg), error = 0;
             if (got < 0)
                 return got;
             for (int k = 0; k < got && !error; k++) {
@@ -309,10 +309,10 @@ int64_t scan_drop_guards(struct scan *scan, const struct run_list *list, struct 
 }
 
 int scan_written(struct scan *scan, ckpt_addr_t start, ckpt_addr_t end, enum ckpt_range_kind kind, ckpt_addr_t *ret_end) {
-    struct pm_scan_arg arg = question(scan, start, end, kind, true);
+    struct pm_scan_arg arg = scan_question(scan, start, end, kind, true);
     arg.category_mask |= PAGE_IS_WRITTEN;
     arg.max_pages = scan->max_pages;
-    int got = walk(scan, &arg);
+    int got = scan_walk(scan, &arg);
     int error = got < 0 ? got : 0;
     for (int i = 0; i < got && !error; i++) {
         const struct page_region *region = &scan->regions[i];

@@ -36,8 +36,14 @@ int helper_new(struct helper **ret_helper);
 void helper_free(struct helper *helper);
 /* Runs work(argument) there; the scheduling policy of the caller is lent to it until helper_rest(). */
 void helper_run(struct helper *helper, void (*work)(void *), void *argument);
+/* Ahead of helper_run(): the policy; awake and spinning for a short while. */
+void helper_lend(struct helper *helper);
+void helper_ready(struct helper *helper);
 void helper_wait(struct helper *helper);
 void helper_rest(struct helper *helper);
+/* A word that one thread changes and another waits for: a short spin, then asleep. */
+void helper_tell(uint32_t *word, uint32_t value);
+uint32_t helper_await(uint32_t *word, uint32_t old);
 
 /* Stretches without a hole, as the last look at the running target saw them; sorted. Hints: being out of date costs
  * time, never correctness (scan.c, invariant 3). */
@@ -46,9 +52,12 @@ struct scan_hints {
     bool reset; /* a fresh track's protection was dropped already */
     bool lost;  /* a pre-copy could not tell what it had protected: the freeze drops all protection */
     bool others; /* the process has userfaultfds besides ours: ask before each mapping that is to be protected */
+    uint64_t resident, written; /* pages, when it was last counted; UNCOUNTED before */
     struct ckpt_range *at;
     size_t count, cap;
 };
+
+#define UNCOUNTED UINT64_MAX
 
 struct scan_layout {
     const struct map_line *lines;
@@ -60,6 +69,7 @@ struct piece {
     ckpt_addr_t start, end;
     uint32_t kind; /* enum ckpt_range_kind */
     bool dense;
+    bool follows;  /* between it and the piece before there is nothing, or only addresses that are not mapped */
 };
 
 /* Pages of private file mappings that count as written though they are protected; sorted, perhaps twice (suspect.c). */
@@ -79,7 +89,8 @@ struct scan_memory {
     size_t piece_cap;
     struct run_list runs[2];
     struct page_region *regions[2];
-    struct helper *helper; /* NULL until two threads are wanted */
+    struct helper *helper; /* NULL until two threads are wanted, and while it works by itself (memories.c) */
+    bool soon; /* the helper gets work as soon as the tree stands still */
 };
 int scan_memory_get(ckpt_tree *tree, bool pair, struct scan_memory **ret_memory);
 struct scan_hints *scan_hints_of(struct scan_memory *memory, pid_t pid); /* NULL = no memory */
@@ -104,6 +115,14 @@ struct scan {
 };
 /* Appends the runs of one piece. -EPERM never comes out: such mappings are registered, or read whole. */
 int scan_piece(struct scan *scan, const struct piece *piece);
+/* The same for several sparse pieces that follow one another. 1 = not by one question: nothing was done. */
+int scan_batch(struct scan *scan, const struct piece *pieces, size_t count);
+/* Looks at all of a running memory and forgets what it saw: the frozen scan then finds entries and struct pages in the CPU's cache. */
+void scan_warm(const struct task *task, struct scan_layout layout, struct page_region *regions);
+/* What scan.c and batch.c share: one call of the kernel (regions filled; moves arg->start), its question, and a region's runs. */
+int scan_walk(struct scan *scan, struct pm_scan_arg *arg);
+struct pm_scan_arg scan_question(const struct scan *scan, ckpt_addr_t start, ckpt_addr_t end, enum ckpt_range_kind kind, bool protect);
+int scan_take(struct scan *scan, const struct page_region *region, enum ckpt_range_kind kind, bool everything);
 /* Appends list without the guard pages of its DATA runs; how many there were, or a negative errno. */
 int64_t scan_drop_guards(struct scan *scan, const struct run_list *list, struct run_list *ret_kept);
 /* Look only, every category: nothing is protected. everything: all that is populated is DATA. */
@@ -139,6 +158,11 @@ int scan_open(const struct task *task, const struct ckpt_track *track, bool prot
 /* Runs of the whole memory, in order: memory->runs[0], then memory->runs[1]. */
 int scan_frozen(ckpt_tree *tree, struct task *task, const struct ckpt_track *track, struct scan_layout layout, bool protect,
                 struct scan_memory *memory);
+
+/* The two halves of scan_and_copy(): how many DATA pages that found; into the sink with them, and with what paranoid wants. */
+uint64_t scan_found(const struct scan_memory *memory);
+int copy_scanned(ckpt_tree *tree, struct task *task, const struct ckpt_track *track, const struct ckpt_capture_options *options,
+                 ckpt_sink *sink, struct ckpt_timing *timing);
 
 /* copy.c */
 struct copy_from {

@@ -44,8 +44,17 @@ static int find_vdso(struct task *task, ckpt_addr_t *ret_base) {
     return -ENOENT;
 }
 
+/* All zero, or our note stands where it would. */
+static bool is_free(const uint8_t *room, size_t note_at, size_t size) {
+    const struct inject_note *note = (const void *)(room + note_at);
+    for (size_t i = 0; note->magic != NOTE_MAGIC && i < size; i++)
+        if (room[i])
+            return false; /* somebody else keeps something there */
+    return true;
+}
+
 /* The image ends where its last section or its section headers end; the kernel maps whole pages, zero behind. */
-static int find_tail(int mem, ckpt_addr_t base, ckpt_addr_t *ret_tail, ckpt_addr_t *ret_page_end) {
+static int find_tail(int mem, ckpt_addr_t base, struct bridge *bridge) {
     uint8_t image[4 * CKPT_PAGE];
     ssize_t got = sys_pread(mem, image, sizeof image, base);
     if (got < (ssize_t)CKPT_PAGE)
@@ -62,34 +71,41 @@ static int find_tail(int mem, ckpt_addr_t base, ckpt_addr_t *ret_tail, ckpt_addr
     uint64_t tail = (end + 63) & ~UINT64_C(63), page_end = (end + CKPT_PAGE - 1) & ~(uint64_t)(CKPT_PAGE - 1);
     if (tail + NOTE_BYTES + STUB_BYTES > page_end || page_end > (uint64_t)got)
         return -ENOSPC;
-    const struct inject_note *note = (const void *)(image + tail);
-    for (uint64_t i = end; note->magic != NOTE_MAGIC && i < page_end; i++)
-        if (image[i])
-            return -EBUSY; /* somebody else keeps something there */
-    *ret_tail = base + tail;
-    *ret_page_end = base + page_end;
+    if (!is_free(image + end, tail - end, page_end - end))
+        return -EBUSY;
+    bridge->image = base, bridge->image_end = base + end;
+    bridge->tail = base + tail, bridge->tail_end = base + page_end;
     return 0;
 }
 
+/* The same vdso as when it was last looked at (addresses are random: an exec moves it): the image need not be read again. */
+static int find_tail_again(int mem, struct bridge *bridge) {
+    uint8_t room[CKPT_PAGE];
+    size_t size = bridge->tail_end - bridge->image_end;
+    ssize_t got = size <= sizeof room ? sys_pread(mem, room, size, bridge->image_end) : -EFAULT;
+    if (got != (ssize_t)size)
+        return got < 0 ? (int)got : -EFAULT;
+    return is_free(room, bridge->tail - bridge->image_end, size) ? 0 : -EBUSY;
+}
+
 int vdso_tail(ckpt_tree *tree, struct task *task) {
-    ckpt_addr_t base, tail, page_end;
+    ckpt_addr_t base;
+    struct bridge *bridge = &task->bridge;
     int mem = task_mem(tree, task);
     if (mem < 0)
         return mem;
     int error = find_vdso(task, &base);
     if (!error)
-        error = find_tail(mem, base, &tail, &page_end);
+        error = bridge->tail && bridge->image == base ? find_tail_again(mem, bridge) : find_tail(mem, base, bridge);
     if (error == -EFAULT || error == -ESRCH) { /* an exec since: the old descriptor shows the old memory */
         close_fd(&task->mem);
         task->mem = -1;
         if ((mem = task_mem(tree, task)) < 0)
             return mem;
-        error = find_tail(mem, base, &tail, &page_end);
+        error = find_tail(mem, base, bridge);
     }
     if (error)
         return tree_fail(tree, error == -ESRCH ? error : -ENOTSUP, "vdso tail", task->pid, 0, -1, 0, "vdso");
-    task->bridge.tail = tail;
-    task->bridge.tail_end = page_end;
     return 0;
 }
 
