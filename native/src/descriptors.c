@@ -220,13 +220,21 @@ static int one_table(struct window *window, const struct task *task) {
 
 static int same_table(pid_t a, pid_t b) { return sys_kcmp(a, b, KCMP_FILES, 0, 0) == 0; }
 
+/* On its way out of a running process it has given its table up already, and compares as if it had another. */
+static bool exiting(const struct task *task, const struct thread *thread) {
+    enum { PF_EXITING = 0x4 };
+    char name[NAME_ROOM];
+    struct proc_stat stat;
+    return proc_stat(task->dir, proc_name(name, "task/", (uint64_t)thread->tid, "/stat"), &stat) || (stat.flags & PF_EXITING);
+}
+
 /* A thread may have left its process's table by unshare(CLONE_FILES); such descriptors stand in no record of ours. */
 static int check_threads(struct window *window, const struct task *task) {
     for (size_t i = 0; i < window->tree->thread_count; i++) {
         const struct thread *thread = &window->tree->threads[i];
         if (thread->pid != task->pid || thread->tid == task->pid)
             continue;
-        if (sys_kcmp(task->pid, thread->tid, KCMP_FILES, 0, 0) > 0)
+        if (sys_kcmp(task->pid, thread->tid, KCMP_FILES, 0, 0) > 0 && !exiting(task, thread))
             return tree_fail(window->tree, -EOPNOTSUPP, "descriptors", task->pid, thread->tid, -1, 0, "a thread with a table of its own");
     }
     return 0;

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from native._native import ffi, lib
+from tests.harness import times
 from tests.native.remote import RemoteVictim, batch, build, check, frozen, opened
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: acts on other processes")
@@ -219,3 +222,35 @@ def records(sink: object, kind: int) -> Iterator[tuple[tuple[int, int], bytes]]:
         if found == kind:
             yield (index, tid), stream[at + 24 : at + 24 + size]
         at += 24 + (size + 7) // 8 * 8
+
+
+SPAWNS = """
+import _thread, sys
+def end(): pass
+def spawn():
+    while True:
+        try:
+            _thread.start_new_thread(end, ())
+        except RuntimeError:
+            pass
+_thread.start_new_thread(spawn, ())
+print("READY", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_look_passes_over_threads_that_are_ending() -> None:
+    """An ending thread has no table of descriptors any more: once a look in some hundred called that a table of its own."""
+    with subprocess.Popen([sys.executable, "-c", SPAWNS], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as victim:
+        assert victim.stdout is not None
+        assert victim.stdout.readline() == b"READY\n"
+        sink, options = ffi.new("ckpt_sink **"), ffi.new("struct ckpt_capture_options *")
+        assert lib.ckpt_sink_new(1 << 20, b"/tmp", sink) == 0
+        try:
+            for _ in range(times(3000, 30000)):
+                lib.ckpt_sink_reset(sink[0])
+                with opened(victim.pid) as tree:
+                    check(lib.ckpt_look(tree, options, sink[0]), tree)
+        finally:
+            lib.ckpt_sink_free(sink[0])
+            victim.kill()
