@@ -196,8 +196,25 @@ static void make_files(const char *folder) {
     snprintf(paths[NAMES + 1], sizeof paths[0], "%s", folder);
 }
 
+/* Each mapping was made by one call: it lies in one of the kernel's, or mremap() over the border would fail some day. */
+static void check_whole(void) {
+    static char line[512];
+    bool whole[MAPPINGS] = {0};
+    FILE *maps = fopen("/proc/self/maps", "re");
+    uintptr_t start, end;
+    while (maps && fgets(line, sizeof line, maps))
+        for (int i = 0; i < MAPPINGS && sscanf(line, "%lx-%lx", &start, &end) == 2; i++)
+            whole[i] |= start <= (uintptr_t)pieces[i].at && (uintptr_t)pieces[i].at + pieces[i].pages * PAGE <= end;
+    for (int i = 0; maps && i < MAPPINGS; i++)
+        if (pieces[i].at && !whole[i])
+            wrong("mapping %d, %zu pages at %p, is split", i, pieces[i].pages, (void *)pieces[i].at);
+    if (maps)
+        fclose(maps);
+}
+
 static void check(void) {
     uint64_t there = 0;
+    check_whole();
     for (int i = 0; i < THREADS; i++)
         there += workers[i].there;
     if (made != joined + there)
