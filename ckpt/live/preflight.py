@@ -181,7 +181,7 @@ def _descriptors(tree: Tree, tasks: dict[int, Looked], seen: list[RawDescriptor]
 def _may_be_opened(raw: RawDescriptor) -> None:
     """A pipe is opened anew to look into it, and it belongs to whoever made it: perhaps not to the user of its program (su, sudo)."""
     path = f"/proc/{raw.pid}/fd/{raw.fd}"
-    if raw.link.startswith("pipe:[") and not os.access(path, os.R_OK) and os.path.lexists(path):
+    if raw.link.startswith("pipe:[") and not os.access(path, os.R_OK) and os.path.lexists(path):  # else it is gone meanwhile
         raise Unsupported(f"{raw.link}: another user has made it: run as root")
 
 
