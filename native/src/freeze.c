@@ -99,7 +99,8 @@ static int collect(ckpt_tree *tree, pid_t pid, struct thread **ret_slow) {
 static int discover(ckpt_tree *tree, pid_t pid) {
     if (!pid)
         return tree_discover(tree);
-    int found = task_discover(tree, tree_task(tree, pid));
+    struct task *task = tree_task(tree, pid);
+    int found = task ? task_discover(tree, task) : 0; /* it has ended and its row is gone: check_alive() says so */
     return found < 0 ? tree_fail(tree, found, "list threads", pid, 0, -1, 0, NULL) : found;
 }
 
