@@ -5,7 +5,8 @@
  *
  * Invariants
  *  1. Only what the caller's record names (number and inode) is used again. Any other descriptor that looks like ours is a child's inherited copy
- *     (it tracks the parent's memory) or one whose record was lost: it is closed, and the new one starts with everything written.
+ *     (it tracks the parent's memory) or one whose record was lost: it is closed, and the new one starts with everything written. Where
+ *     processes share a table, what was armed for another of them stays.
  *  2. Making, moving and closing are one batch: however ckpt dies, no descriptor stays on a low number.
  *  3. Ours is recognised by its inode (each userfaultfd has its own), and by its exact set of features in fdinfo; a number that no
  *     handshake has reached yet only where we would have put it.
@@ -54,6 +55,22 @@ static bool has_our_features(const struct task *task, int fd, bool near_top) {
     return (features & ~INITIALIZED) == FEATURES || (!features && near_top);
 }
 
+/* Processes may share a table and not the memory: what tracks another one's memory, and was armed by us just now, stands there too. */
+static bool is_anothers(const ckpt_tree *tree, const struct task *task, int fd) {
+    char name[NAME_ROOM];
+    struct stat there, armed;
+    if (sys_statat(task->dir, proc_name(name, "fd/", (uint64_t)fd, ""), &there, 0))
+        return false;
+    for (size_t i = 0; i < tree->task_count; i++)
+        if (&tree->tasks[i] != task && tree->tasks[i].uffd >= 0 && !fstat(tree->tasks[i].uffd, &armed) && armed.st_ino == there.st_ino)
+            return true;
+    return false;
+}
+
+static bool is_stale(const ckpt_tree *tree, const struct task *task, int fd, bool near_top) {
+    return is_userfaultfd(task, fd) && has_our_features(task, fd, near_top) && !is_anothers(tree, task, fd);
+}
+
 static int table_size(ckpt_tree *tree, struct task *task, int *ret_size) {
     char text[4096];
     ssize_t bytes = proc_read(task->dir, "status", text, sizeof text);
@@ -86,7 +103,7 @@ static int read_table(ckpt_tree *tree, struct task *task, bool look, struct tabl
         if (fd < 0 || fd >= size)
             continue;
         taken[fd] = 1;
-        if (look && table->stale_count < STALE_MAX && is_userfaultfd(task, fd) && has_our_features(task, fd, fd >= size - NEAR_TOP))
+        if (look && table->stale_count < STALE_MAX && is_stale(tree, task, fd, fd >= size - NEAR_TOP))
             table->stale[table->stale_count++] = fd;
     }
     closedir(names);

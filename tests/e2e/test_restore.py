@@ -19,8 +19,6 @@ Start = Callable[..., Victim]
 ALONE = [name for name in WORKLOADS if name not in ("redis", "waits")]
 #: redis has a test of its own. The ports of waits are held by its own ended connections for a minute, which is said by name.
 CYCLES = [name for name in WORKLOADS if name not in ("redis", "waits")]
-#: Processes that share descriptors share the numbers of their trackers as well: each of their snapshots reads everything.
-UNTRACKED = ("sharing",)
 
 
 def revive(ckpt: Ckpt, target: Victim, generation: int | str, *options: str) -> Any:
@@ -158,9 +156,8 @@ def test_many_lives(name: str, ckpt: Ckpt, victim: Start) -> None:
         target.verify()
         assert ckpt.exact(target.pid)["parent"] == made["generation"]
         again = ckpt.exact(target.pid)
-        if name not in UNTRACKED:
-            assert (again["kind"], again["tracker"]) == ("incremental", "uffd")
-            assert again["pages"]["read"] <= again["pages"]["dirty"] + 64
+        assert (again["kind"], again["tracker"]) == ("incremental", "uffd")
+        assert again["pages"]["read"] <= again["pages"]["dirty"] + 64
         verdict = ckpt.json("verify", again["generation"])
         assert verdict["faithful"], verdict["differences"]
         target.verify()
