@@ -45,6 +45,7 @@ import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntFlag
+from functools import cache
 from types import ModuleType
 from typing import Protocol, cast, runtime_checkable
 
@@ -350,12 +351,17 @@ def set_flags(fd: int | RemoteArg, now: int, wanted: int) -> list[RemoteCall]:
 # ---- the two ends of pipes and pairs ----
 
 
+@cache
+def _ended_kinds() -> dict[str, EndedKind]:
+    return {kind.name: kind for kind in fd_kinds() if isinstance(kind, EndedKind)}
+
+
 def peers(files: Iterable[OpenFile]) -> dict[int, tuple[int, ...] | None]:
     """OpenFile.id -> ids of the open files at its other end, for every file of a kind with ends.
 
     Several: an end was opened more than once. (): the other end is held outside the tree. None: nobody holds it any more.
     """
-    kinds = {kind.name: kind for kind in fd_kinds() if isinstance(kind, EndedKind)}
+    kinds = _ended_kinds()
     ended = [(file, kinds[file.kind]) for file in files if file.kind in kinds]
     ends: dict[tuple[str, object], list[int]] = {}
     for file, kind in ended:
@@ -381,12 +387,14 @@ def _modules(package: str) -> list[ModuleType]:
     return [importlib.import_module(f"{package}.{info.name}") for info in pkgutil.iter_modules(parent.__path__)]
 
 
+@cache
 def fd_kinds() -> list[FdKind]:
     """Every kind of descriptor, in the order in which they are asked."""
     kinds = [cast(FdKind, module.KIND) for module in _modules("ckpt.kinds.fd") if hasattr(module, "KIND")]
     return sorted(kinds, key=lambda kind: (kind.order, kind.name))
 
 
+@cache
 def task_kinds() -> list[TaskKind]:
     """Every kind of task attribute, by name."""
     kinds = [cast(TaskKind, module.KIND) for module in _modules("ckpt.kinds.task") if hasattr(module, "KIND")]

@@ -40,13 +40,13 @@ class Adviser:
 
     def __init__(self, parent: Snapshot | None = None, *, silent: bool = False) -> None:
         self._parents = {task.ref: task for task in parent.tasks} if parent else {}
-        self._silent = silent
+        self.silent = silent
         self._asked: dict[int, tuple[Advice, list[tuple[int, int]]]] = {}
         self.frozen = False  #: what was asked last stands: smaps is not read now
 
     def advised(self, ref: PidRef, mappings: Sequence[Mapping], status: Status) -> tuple[Mapping, ...]:
         """The mappings with all that is known of them."""
-        if self._silent:
+        if self.silent:
             return tuple(mappings)
         if self.frozen:
             advice, guards = self._asked.get(ref.pid, ({}, []))

@@ -170,7 +170,9 @@ class Parser:
         )
 
     def _mappings(self, process: RawProcess, start_ticks: int) -> tuple[Mapping, ...]:
-        found = [_with_identity(process.pid, mapping) for mapping in parse_maps(process.files["maps"])]
+        found = list(parse_maps(process.files["maps"]))
+        if not self.adviser.silent:
+            found = [_with_identity(process.pid, mapping) for mapping in found]
         return self.adviser.advised(PidRef(process.pid, start_ticks), found, parse_status(process.files["status"]))
 
     def _attributes(self, process: RawProcess) -> dict[str, State]:

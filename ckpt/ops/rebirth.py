@@ -26,7 +26,7 @@ class Rebirth:
 
     def planned(self, spared: Collection[int] = ()) -> tuple[Snapshot, Reborn, Plan]:
         """The newborns, what they are to become, and how. Raises RefusedError. `spared`: sockets that will be gone by then."""
-        with core.Sink(SINK_PAGES, "/tmp") as sink:
+        with core.Sink(SINK_PAGES, None) as sink:
             now = self.born.seen(Layout(self.born.tree, None, (), sink, newborn=True).take())
         self.clock.lap("looked")
         again = reborn(self.wanted, now, self.born.inner)
@@ -48,7 +48,7 @@ class Rebirth:
         executor.begin()
         executor.before_pages()
         self.clock.lap("layout")
-        pages.put()
+        pages.put(self.born.tree, wanted)
         with objects.Contents(wanted, made.objects, pages.source, self.born.tree.ours) as contents:
             pages.written += contents.put()
             self.clock.lap("pages")

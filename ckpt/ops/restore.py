@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt.history.open import Generation, History, Mode, open_store
+from ckpt.kinds.table import table
 from ckpt.live import runtime
 from ckpt.live.execute import Executor, disturbed
 from ckpt.live.newborn import Newborns
@@ -90,6 +91,7 @@ def restore(
 ) -> Result:
     """Brings a generation back as a new process. `running` is told when it runs, which with `lazy` is long before the end.
     Raises RefusedError (3), PermissionDeniedError (4), DamagedError (5), NotFoundError (6), CkptError (1)."""
+    table()  # the kinds' modules are loaded: a part of the program's start
     clock = Clock()
     with ExitStack() as stack:
         history = stack.enter_context(open_store(request.store, Mode.READ))
@@ -102,10 +104,13 @@ def restore(
             _rehearse(request, around.wanted, streams, old)
             replacing.end(old)
             clock.lap("replaced")
-        born = stack.enter_context(_newborns(request, around.wanted, streams))
+        newborns = _newborns(request, around.wanted, streams)
+        later = {part.task.mm: part.runs() for part in later_parts(around.wanted)} if request.lazy else {}
+        pages = stack.enter_context(Pages(history.pages(generation.number), around.wanted, later))
+        born = stack.enter_context(newborns)
         stack.enter_context(runtime.target_lock(born.ref))
         clock.lap("born")
-        run = _Run(request, history, generation, born, Rebirth(around.wanted, born, request.tcp, clock))
+        run = _Run(request, history, generation, born, pages, Rebirth(around.wanted, born, request.tcp, clock))
         return run.run((*redirected.warnings, *around.warnings, *Family(wanted).warnings), progress, running)
 
 
@@ -120,27 +125,25 @@ def _rehearse(request: Request, wanted: Snapshot, streams: Streams, old: PidRef)
 
 
 class _Run:
-    def __init__(self, request: Request, history: History, generation: Generation, born: Newborns, rebirth: Rebirth) -> None:
-        self.request, self.history, self.generation = request, history, generation
+    def __init__(self, request: Request, history: History, generation: Generation, born: Newborns, pages: Pages, rebirth: Rebirth) -> None:
+        self.request, self.history, self.generation, self.pages = request, history, generation, pages
         self.born, self.rebirth, self.clock = born, rebirth, rebirth.clock
 
     def run(self, warnings: tuple[str, ...], progress: Callable[[str], None], running: Callable[[Result], None]) -> Result:
         now, again, made = self.rebirth.planned()
         self.clock.lap("planned")
         progress("restoring pages")
-        source = self.history.pages(self.generation.number)
         parts = later_parts(again.wanted) if self.request.lazy else []
-        pages = Pages(self.born.tree, source, again.wanted, {part.task.mm: part.runs() for part in parts})
-        executor = self.rebirth.fill(made, now, again.wanted, pages, stopped=self.request.stopped)
+        executor = self.rebirth.fill(made, now, again.wanted, self.pages, stopped=self.request.stopped)
         self._remember()
-        server = LazyServer(self.born, self.history.path, self.generation.number, source, parts) if parts else None
+        server = LazyServer(self.born, self.history.path, self.generation.number, self.pages.source, parts) if parts else None
         if server is None:
             self.born.release()
         else:
             self.born.run()
         self.clock.lap("released")
         said = (*warnings, *again.warnings, *made.warnings)
-        result = self._result(made, again.wanted, pages, executor, said, server.pages_left if server else 0)
+        result = self._result(made, again.wanted, self.pages, executor, said, server.pages_left if server else 0)
         running(result)
         if server is not None:
             server.serve()

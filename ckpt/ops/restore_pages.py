@@ -1,66 +1,93 @@
 """The pages of a restore: everything that the generation holds, into memory that is still empty.
 
-One thread reads the store and decompresses while the other writes into the newborn: neither waits for the other for long,
-and no more than a few pieces are held at a time.
+One thread reads the store and decompresses from the moment that it is known what will be wanted, while the newborns are looked at
+and laid out; then the other writes into them, and neither waits for the other for long.
+
+1. The reader is started before the tree is frozen: whoever freezes stands on the target's processor with a priority beside
+   which nobody there gets any time (native/src/pace.c), and a thread begins where its maker stands.
+2. It is started after the root was forked: what it had touched before that would be copied, page by page.
+3. No more than AHEAD pieces are held at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from queue import Queue
-from threading import Thread
+from threading import Event, Thread
+from types import TracebackType
+from typing import Self
 
 from ckpt.history.pages import GenerationPages
 from ckpt.live import act, core
 from ckpt.model import Snapshot, Task
 from ckpt.plan.pages import RUN, Span, as_runs, as_spans, private_ranges
 
-AHEAD = 4  #: pieces (of at most 1 MiB) that the reader may be ahead
+AHEAD = 24  #: pieces (of at most 1 MiB) that the reader may be ahead: more than a window of the store's, which it reads at a time
 ZEROS = 256  #: pages of zeros written at once
+
+#: runs of one memory with their bytes; None: that memory is complete
+_Item = tuple[bytes, memoryview] | BaseException | None
 
 
 class Pages:
-    """`progress`: (pages done, pages in all)."""
+    """A context manager: the reader has ended when it is left."""
 
-    def __init__(self, tree: core.Tree, source: GenerationPages, wanted: Snapshot, later: Mapping[int, bytes] | None = None) -> None:
+    def __init__(self, source: GenerationPages, wanted: Snapshot, later: Mapping[int, bytes] | None = None) -> None:
         """`later`: space -> struct ckpt_run[] of pages that are brought when the program runs."""
-        self.tree, self.source, self.wanted, self.later = tree, source, wanted, later or {}
+        self.source, self._later = source, later or {}
         self.written = 0
+        owners = {task.mm: task for task in reversed(wanted.tasks)}
+        self._work = {mm: act.PageRule(source.raw_runs(mm), None, private_ranges(owners[mm].mappings)).work(b"") for mm in sorted(owners)}
+        self._queue: Queue[_Item] = Queue(AHEAD)
+        self._given_up = Event()
+        self._reader = Thread(target=self._read, daemon=True)
 
-    def put(self) -> None:
-        seen: set[int] = set()
-        for task in self.wanted.tasks:
-            if task.mm not in seen:
-                seen.add(task.mm)
-                self._put(task)
+    def __enter__(self) -> Self:
+        self._reader.start()
+        return self
 
-    def _put(self, task: Task) -> None:
-        work = act.PageRule(self.source.raw_runs(task.mm), None, private_ranges(task.mappings)).work(b"")
-        now = act.runs_subtract(work.write, self.later[task.mm]) if task.mm in self.later else work.write
-        for runs, data in self._ahead(task.mm, now):
-            act.pages_write(self.tree, task.pid, runs, data)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._given_up.set()
+        while self._reader.is_alive():
+            while not self._queue.empty():
+                self._queue.get()
+            self._reader.join(0.001)
+
+    # ---- the reader ----
+
+    def _read(self) -> None:
+        try:
+            for mm, work in self._work.items():
+                now = act.runs_subtract(work.write, self._later[mm]) if mm in self._later else work.write
+                cutter = Cutter(as_spans(now))
+                for piece in self.source.read_runs(mm, now):
+                    self._queue.put((cutter.take(len(piece) >> 12), piece))
+                    if self._given_up.is_set():
+                        return
+                self._queue.put(None)
+        except BaseException as error:
+            self._queue.put(error)
+
+    # ---- the writer ----
+
+    def put(self, tree: core.Tree, wanted: Snapshot) -> None:
+        """`wanted`: the same tasks, with the numbers that they have now."""
+        owners = {task.mm: task for task in reversed(wanted.tasks)}
+        for mm in self._work:
+            self._put(tree, owners[mm])
+
+    def _put(self, tree: core.Tree, task: Task) -> None:
+        for runs, data in self._pieces():
+            act.pages_write(tree, task.pid, runs, data)
             self.written += len(data) >> 12
-        for page, end in as_spans(work.zero):
+        for page, end in as_spans(self._work[task.mm].zero):
             for at in range(page, end, ZEROS):
                 count = min(ZEROS, end - at)
-                act.pages_write(self.tree, task.pid, as_runs([(at, at + count)]), bytes(count << 12))
+                act.pages_write(tree, task.pid, as_runs([(at, at + count)]), bytes(count << 12))
                 self.written += count
 
-    def _ahead(self, space: int, runs: bytes) -> Iterator[tuple[bytes, memoryview]]:
-        """(runs, their bytes) in order, read by a thread of its own."""
-        queue: Queue[tuple[bytes, memoryview] | BaseException | None] = Queue(AHEAD)
-
-        def read() -> None:
-            try:
-                cutter = Cutter(as_spans(runs))
-                for piece in self.source.read_runs(space, runs):
-                    queue.put((cutter.take(len(piece) >> 12), piece))
-                queue.put(None)
-            except BaseException as error:
-                queue.put(error)
-
-        Thread(target=read, daemon=True).start()
-        while (item := queue.get()) is not None:
+    def _pieces(self) -> Iterator[tuple[bytes, memoryview]]:
+        while (item := self._queue.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item

@@ -2,6 +2,7 @@
  *
  *   floors scan [MIB] [DIRTY%] [ROUNDS]       PAGEMAP_SCAN (write-protecting) of a range of MIB, DIRTY% of it written at random
  *   floors scan-copy [MIB] [DIRTY%] [ROUNDS]  the same, then process_vm_readv of the pages found
+ *   floors fill [MIB] [ROUNDS]                map MIB, populate it, copy as much into it from a buffer touched ahead
  *   floors freeze PID [ROUNDS]                interrupt every thread, read raw what a capture reads of /proc, and the registers, detach
  *
  * These are floors, not an implementation: one mapping known beforehand, buffers touched ahead, no lists kept, no errors
@@ -298,6 +299,30 @@ static void run_freeze(pid_t pid, size_t rounds) {
     printf("}\n");
 }
 
+/* ---- memory filled ---- */
+
+static void run_fill(size_t mib, size_t rounds) {
+    static uint64_t ns[MAX_ROUNDS];
+    size_t bytes = mib << 20;
+    uint8_t *from = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (from == MAP_FAILED)
+        fail("mmap");
+    for (size_t at = 0; at < bytes; at += sizeof(uint64_t))
+        *(uint64_t *)(from + at) = at * 0x9E3779B97F4A7C15u;
+    for (size_t round = 0; round < rounds; round++) {
+        uint64_t t0 = now_ns();
+        uint8_t *to = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+        if (to == MAP_FAILED)
+            fail("mmap");
+        memcpy(to, from, bytes);
+        ns[round] = now_ns() - t0;
+        munmap(to, bytes);
+    }
+    printf("{\"floor\": \"fill\", \"mib\": %zu, ", mib);
+    print_field("", ns, rounds);
+    printf("}\n");
+}
+
 int main(int argc, char **argv) {
     const char *command = argc > 1 ? argv[1] : "";
     if (!strcmp(command, "freeze") && argc > 2) {
@@ -307,8 +332,11 @@ int main(int argc, char **argv) {
         size_t mib = argc > 2 ? strtoul(argv[2], NULL, 10) : 1024, rounds = argc > 4 ? strtoul(argv[4], NULL, 10) : 20;
         double percent = argc > 3 ? strtod(argv[3], NULL) : 1;
         run_scan(!strcmp(command, "scan-copy"), mib, percent, rounds < MAX_ROUNDS ? rounds : MAX_ROUNDS);
+    } else if (!strcmp(command, "fill")) {
+        size_t mib = argc > 2 ? strtoul(argv[2], NULL, 10) : 1024, rounds = argc > 3 ? strtoul(argv[3], NULL, 10) : 5;
+        run_fill(mib, rounds < MAX_ROUNDS ? rounds : MAX_ROUNDS);
     } else {
-        fprintf(stderr, "usage: floors scan|scan-copy [MIB] [DIRTY%%] [ROUNDS] | floors freeze PID [ROUNDS]\n");
+        fprintf(stderr, "usage: floors scan|scan-copy [MIB] [DIRTY%%] [ROUNDS] | fill [MIB] [ROUNDS] | freeze PID [ROUNDS]\n");
         return 2;
     }
     return 0;
