@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -13,6 +14,7 @@ import pytest
 from tests.e2e.test_restore import ALONE, revive
 from tests.harness import Ckpt, Victim
 from tests.harness.memory import Memory, memory
+from tests.harness.victim import stat_fields
 
 Start = Callable[..., Victim]
 
@@ -20,11 +22,8 @@ Start = Callable[..., Victim]
 @pytest.mark.parametrize("name", ALONE)
 def test_memory_is_the_same_byte_for_byte(name: str, ckpt: Ckpt, victim: Start) -> None:
     target = victim(name)
-    tree = [pid for pid in target.tree() if states(pid) != {"Z"}]
-    ours = [pid for pid in tree if states(pid) != {"T"}]  # one that its own parent has stopped stays so
-    for pid in ours:
-        os.kill(pid, signal.SIGSTOP)
-        wait_for_state(pid, "T")
+    running = stopped(target)
+    tree = [pid for pid in target.tree() if stat_fields(pid)[0] not in "ZX"]  # the memory of the dead is gone
     made = ckpt.snapshot(target.pid)
     rseqs = rseq_areas(ckpt, made["generation"])
     before = {pid: memory(pid, rseqs) for pid in tree}
@@ -34,29 +33,41 @@ def test_memory_is_the_same_byte_for_byte(name: str, ckpt: Ckpt, victim: Start) 
         wait_for_state(pid, "T")
     for pid in tree:
         same(before[pid], memory(pid, rseqs))
-    for pid in ours:
+    for pid in running:
         os.kill(pid, signal.SIGCONT)
-    # Stopped and continued by signals, the kernel itself ends epoll_wait by EINTR (signal(7)), which that victim counts as wrong.
+    # Stopped and continued by signals, epoll_wait is ended by EINTR by the kernel itself (signal(7)), which that victim counts as wrong.
     if name != "epoll":
         target.verify()
 
 
-def states(pid: int) -> set[str]:
-    """Of all threads of the process."""
-    texts = (file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/stat"))
-    return {text[text.rindex(")") + 2] for text in texts}
+def stopped(target: Victim) -> list[int]:
+    """Stops all processes of the victim; gives those that were not stopped already. Children may come and go meanwhile."""
+    seen: set[int] = set()
+    ours = []
+    while new := [pid for pid in target.tree() if pid not in seen]:
+        seen.update(new)
+        for pid in new:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if stat_fields(pid)[0] in "TZX":
+                    continue
+                os.kill(pid, signal.SIGSTOP)
+                wait_for_state(pid, "T")
+                ours.append(pid)
+    return [pid for pid in ours if pid in target.tree() and stat_fields(pid)[0] == "T"]
 
 
 def wait_for_state(pid: int, state: str) -> None:
     """All threads of the process."""
     deadline = time.monotonic() + 10
-    while states(pid) != {state}:
+    while {text[text.rindex(")") + 2] for text in (f.read_text() for f in Path(f"/proc/{pid}/task").glob("*/stat"))} != {state}:
+        if stat_fields(pid)[0] in "ZX":
+            return
         assert time.monotonic() < deadline, f"task {pid} does not stop"
         time.sleep(0.005)
 
 
 def rseq_areas(ckpt: Ckpt, generation: int) -> list[tuple[int, int]]:
-    """Where the kernel writes the number of the processor that a thread is on. Processes may share memory: those of all."""
+    """Where the kernel writes the number of the processor that a thread is on; processes may share memory."""
     threads = ckpt.json("show", str(generation))["threads"]
     return [(thread["attributes"].get("rseq", {}).get("pointer", 0), 32) for thread in threads]
 
