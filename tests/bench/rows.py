@@ -11,46 +11,21 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tests.bench import bench_store
+from tests.bench.restore_rows import lazy_redis, restore_threads, verify_python
+from tests.bench.row import Row, scratch
 from tests.harness import Ckpt, Victim
 from tests.harness.ckpt import COMMAND
 from tests.harness.victim import BIN, build
 
 HERE = Path(__file__).resolve().parent
 GIB = 1 << 30
-
-
-@dataclass(frozen=True)
-class Row:
-    name: str
-    ours: float
-    unit: str
-    floor: float | None  #: same unit; None = the limit is absolute
-    limit: float  #: a ratio to the floor, or in the unit
-    note: str = ""
-
-    @property
-    def figure(self) -> float:
-        return self.ours / self.floor if self.floor else self.ours
-
-    @property
-    def met(self) -> bool:
-        return self.figure <= self.limit
-
-
-@contextmanager
-def scratch() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="ckpt-bench-", dir=os.environ.get("CKPT_BENCH_DIR")) as name:
-        yield Path(name)
 
 
 def floors(*words: str) -> dict[str, Any]:
@@ -287,6 +262,9 @@ ROWS: dict[str, Callable[[], Row]] = {
     "rollback": rollback_redis,
     "restore-1gib": restore_gib,
     "restore-python": restore_python,
+    "restore-threads": restore_threads,
+    "restore-lazy": lazy_redis,
+    "verify-python": verify_python,
     "help": help_time,
     "memory": peak_memory,
     "store-reads": store_reads,
