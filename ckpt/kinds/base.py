@@ -47,7 +47,7 @@ from dataclasses import dataclass, field, replace
 from enum import IntFlag
 from functools import cache
 from types import ModuleType
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, TypeGuard, TypeVar, cast, runtime_checkable
 
 from ckpt.model import Arg, OpenFile, RemoteArg, RemoteCall, State
 from ckpt.syscalls.names import nr
@@ -353,7 +353,7 @@ def set_flags(fd: int | RemoteArg, now: int, wanted: int) -> list[RemoteCall]:
 
 @cache
 def _ended_kinds() -> dict[str, EndedKind]:
-    return {kind.name: kind for kind in fd_kinds() if isinstance(kind, EndedKind)}
+    return {kind.name: kind for kind in fd_kinds() if is_a(kind, EndedKind)}
 
 
 def peers(files: Iterable[OpenFile]) -> dict[int, tuple[int, ...] | None]:
@@ -380,6 +380,17 @@ def with_outside(files: Sequence[OpenFile]) -> tuple[OpenFile, ...]:
 
 
 # ---- discovery ----
+
+_Protocol = TypeVar("_Protocol")
+_known: dict[tuple[type, type], bool] = {}
+
+
+def is_a(kind: object, protocol: type[_Protocol]) -> TypeGuard[_Protocol]:
+    """isinstance() of a protocol looks at each of its members each time; kinds do not change."""
+    key = type(kind), protocol
+    if key not in _known:
+        _known[key] = isinstance(kind, protocol)
+    return _known[key]
 
 
 def _modules(package: str) -> list[ModuleType]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from stat import S_ISBLK, S_ISREG
 
 from ckpt.errors import CkptError, NotFoundError, PermissionDeniedError, RefusedError
-from ckpt.kinds.base import CautiousKind, FdKind, RawDescriptor, Unsupported, Work
+from ckpt.kinds.base import CautiousKind, FdKind, RawDescriptor, Unsupported, Work, is_a
 from ckpt.kinds.table import table
 from ckpt.live import core, records
 from ckpt.live.core import Tree
@@ -199,7 +199,7 @@ def judge(raw: RawDescriptor) -> None:
 def caution(raw: RawDescriptor) -> str | None:
     """What a snapshot of this descriptor will not hold, if anything."""
     kind = recognise(raw)
-    return kind.caution(raw) if isinstance(kind, CautiousKind) else None
+    return kind.caution(raw) if is_a(kind, CautiousKind) else None
 
 
 def refusal(fd: int, pid: int, comm: str, reason: str) -> str:

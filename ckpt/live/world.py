@@ -7,11 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ckpt.kinds.fd.locks import text_of
+from ckpt.model import Snapshot
 from ckpt.plan.sources import FileIdentity
 
 
-def look(paths: Iterable[str], root: str = "") -> dict[str, FileIdentity]:
-    """Paths as the target sees them whose root directory is `root`; those that lead nowhere are left out."""
+def look(paths: Iterable[str], wanted: Snapshot, root: str = "") -> dict[str, FileIdentity]:
+    """Paths as the target sees them whose root directory is `root`; those that lead nowhere are left out. Who has what locked is
+    only looked up where `wanted` has locks: the list is that of the whole machine."""
+    locked = any(file.state.get("locks") for file in wanted.files)
     world: dict[str, FileIdentity] = {}
     held: dict[tuple[int, int], list[str]] | None = None
     for path in paths:
@@ -20,7 +23,7 @@ def look(paths: Iterable[str], root: str = "") -> dict[str, FileIdentity]:
         except OSError:
             continue
         if held is None:
-            held = _locks()
+            held = _locks() if locked else {}
         identity = found.st_dev, found.st_ino
         world[path] = FileIdentity(*identity, found.st_size, found.st_mtime_ns, tuple(held.get(identity, ())))
     return world

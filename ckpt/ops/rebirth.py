@@ -31,7 +31,7 @@ class Rebirth:
         self.clock.lap("looked")
         again = reborn(self.wanted, now, self.born.inner)
         newborn = {task.pid for task in now.tasks}
-        found = world.look(paths_of(now, again.wanted, newborn=newborn))
+        found = world.look(paths_of(now, again.wanted, newborn=newborn), again.wanted)
         segments = advice.segments(self.born.ref.pid)
         made = plan(now, again.wanted, found, tcp=self.tcp, newborn=newborn, segments=segments, scratch=self.scratch)
         refusals = [*made.refusals, *names.taken(self.born.ref.pid, now, again.wanted, spared)]

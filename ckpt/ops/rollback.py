@@ -204,7 +204,7 @@ class _Run:
 
     def _planned_from(self, now: Snapshot, seats: dict[int, int], made: Collection[int]) -> _Planned:
         """`now` has just the wanted tasks; `made`: those that are new."""
-        found = world.look(paths_of(now, self.wanted, newborn=made), f"/proc/{self.ref.pid}/root")
+        found = world.look(paths_of(now, self.wanted, newborn=made), self.wanted, f"/proc/{self.ref.pid}/root")
         segments = advice.segments(self.ref.pid)
         planned = plan(now, self.wanted, found, tcp=self.request.tcp, reserved=seats, newborn=made, segments=segments)
         return _Planned(now, found, planned, Surgery(made=frozenset(made)))
@@ -223,7 +223,7 @@ class _Run:
         self.clock.lap("frozen")
         now = layout.again(planned.now)
         self.clock.lap("captured")
-        if now is not planned.now or world.look(planned.world, f"/proc/{self.ref.pid}/root") != planned.world:
+        if now is not planned.now or world.look(planned.world, self.wanted, f"/proc/{self.ref.pid}/root") != planned.world:
             planned = self._planned(now, seats)
             self._refuse(planned.made)
         refuse_newcomers(planned.work, now)

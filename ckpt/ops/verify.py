@@ -19,6 +19,7 @@ from typing import Any
 
 from ckpt.compare import Difference, unfaithful
 from ckpt.history.open import Mode, open_store
+from ckpt.kinds.table import table
 from ckpt.live import core
 from ckpt.live.capture import Capture
 from ckpt.live.newborn import Newborns, Place
@@ -85,6 +86,7 @@ class Verdict:
 
 def verify(request: Request, progress: Callable[[str], None] = lambda _text: None) -> Verdict:
     """Raises what restore raises, where it cannot be brought back at all."""
+    table()  # code is loaded before the clock starts
     clock = Clock()
     with ExitStack() as stack:
         history = stack.enter_context(open_store(request.store, Mode.READ))

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ckpt.kinds.base import CandidKind, CannotUndo, FdKind, Moved, PairKind, SettledKind, call, peers, result, same
+from ckpt.kinds.base import CandidKind, CannotUndo, FdKind, Moved, PairKind, SettledKind, call, is_a, peers, result, same
 from ckpt.kinds.fd.file import O_ONCE, seek
 from ckpt.kinds.groups import GroupKind, groups
 from ckpt.model import OpenFile, RemoteCall, Snapshot, Task
@@ -154,10 +154,10 @@ class Fates:
             calls = _opened_anew(file, anchor) if file.kind != "file" else tuple(kind.recreate(_through(file, anchor)))
             self.of[file.id] = Fate(make=calls, result=len(calls) - 1, maker=self._maker(file), adjust=self._after(kind, file))
             return None
-        if isinstance(kind, GroupKind):
+        if is_a(kind, GroupKind):
             members = [self.there[identity] for identity in self.groups[file.id] if identity in self.at_wanted]
             return self._make_group(kind, members, matched)
-        if isinstance(kind, PairKind):
+        if is_a(kind, PairKind):
             return self._make_pair(kind, file)
         try:
             calls = tuple(kind.recreate(file))
@@ -267,7 +267,7 @@ class Fates:
     def _after(self, kind: FdKind, file: OpenFile) -> tuple[RemoteCall, ...]:
         """What waits until the numbers are right."""
         seen = self._placed(file) if file.kind == "epoll" else file
-        return tuple(kind.settle(self.at_wanted[file.id][0][1], seen)) if isinstance(kind, SettledKind) else ()
+        return tuple(kind.settle(self.at_wanted[file.id][0][1], seen)) if is_a(kind, SettledKind) else ()
 
     def _placed(self, file: OpenFile) -> OpenFile:
         """A set whose entries know what stands at their numbers once the table is right, where that is not what they watch."""
@@ -283,7 +283,7 @@ class Fates:
         return replace(file, state={**file.state, "entries": entries})
 
     def _tell(self, kind: FdKind, file: OpenFile, source: OpenFile | None) -> None:
-        for text in kind.caveats(source, file) if isinstance(kind, CandidKind) else ():
+        for text in kind.caveats(source, file) if is_a(kind, CandidKind) else ():
             self._warn(file, text)
 
     def _epoll_after(self, source: OpenFile) -> OpenFile | None:

@@ -1,5 +1,6 @@
 /* dirty: N MiB resident, rewritten on command; measures the largest gap of its own clock, which is the stop time as the
- * victim sees it. argv: MIB [random|half|zero] (what pages hold; half = half of a page compresses well).
+ * victim sees it. argv: MIB [random|half|zero] [wait] (what pages hold; half = half of a page compresses well; wait: it sleeps until it
+ * is asked, as a server does, and measures no gap).
  *
  *   dirty PERCENT      rewrites that share of all pages once, chosen at random; answers "OK pages"
  *   rate PAGES         goes on rewriting that many random pages a second (0 = none); answers "OK"
@@ -50,10 +51,11 @@ static void dirty(double percent) {
 }
 
 int main(int argc, char **argv) {
-    need(argc >= 2, "usage: dirty MIB [random|half|zero]");
+    need(argc >= 2, "usage: dirty MIB [random|half|zero] [wait]");
     pages = strtoul(argv[1], NULL, 10) << 8;
     if (argc > 2)
         content = argv[2][0];
+    bool waits = argc > 3;
     memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     generations = calloc(pages, sizeof *generations);
     need(memory != MAP_FAILED && generations, "memory");
@@ -70,10 +72,10 @@ int main(int argc, char **argv) {
             put(draw(&chance) % pages);
             due = now - due > 1000000000u ? now : due + 1000000000u / rate;
         }
-        if (now - looked < 200000)
+        if (!waits && now - looked < 200000)
             continue;
         looked = now;
-        if (asked(0)) {
+        if (asked(waits ? -1 : 0)) {
             char *line = question();
             if (strncmp(line, "dirty ", 6) == 0)
                 dirty(strtod(line + 6, NULL));
