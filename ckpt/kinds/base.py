@@ -353,7 +353,7 @@ def set_flags(fd: int | RemoteArg, now: int, wanted: int) -> list[RemoteCall]:
 
 @cache
 def _ended_kinds() -> dict[str, EndedKind]:
-    return {kind.name: kind for kind in fd_kinds() if is_a(kind, EndedKind)}
+    return {kind.name: kind for kind in fd_kinds() if isinstance(kind, EndedKind)}
 
 
 def peers(files: Iterable[OpenFile]) -> dict[int, tuple[int, ...] | None]:

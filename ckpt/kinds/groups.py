@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from ckpt.kinds.base import fd_kinds, is_a
+from ckpt.kinds.base import fd_kinds
 from ckpt.model import OpenFile, RemoteCall
 
 
@@ -67,7 +67,7 @@ def with_others(files: Sequence[OpenFile]) -> tuple[OpenFile, ...]:
     """The same files, complete (SocialKind)."""
     known = {file.id: file for file in files}
     for kind in fd_kinds():
-        if is_a(kind, SocialKind):
+        if isinstance(kind, SocialKind):
             known |= {file.id: file for file in kind.with_others([file for file in files if file.kind == kind.name])}
     return tuple(known[file.id] for file in files)
 
@@ -76,7 +76,7 @@ def groups(files: Sequence[OpenFile]) -> dict[int, tuple[int, ...]]:
     """OpenFile.id -> ids of its whole group, itself among them, in order; for every file of a kind with groups."""
     found: dict[int, set[int]] = {}
     for kind in fd_kinds():
-        if not is_a(kind, GroupKind):
+        if not isinstance(kind, GroupKind):
             continue
         own = [file for file in files if file.kind == kind.name]
         found |= {file.id: {file.id} for file in own}

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckpt.kinds.base import CannotUndo, FdKind, is_a
+from ckpt.kinds.base import CannotUndo, FdKind
 from ckpt.kinds.groups import GroupKind, Kept
 from ckpt.model import OpenFile, RemoteCall, Task
 from ckpt.plan.sources import World
@@ -40,7 +40,7 @@ def who_stays(
     numbers: Mapping[int, int],
 ) -> Stays:
     """`at_now`: open file of now -> [(pid, fd)]. `numbers`: member -> the number at which it is adjusted."""
-    assert is_a(kind, GroupKind)
+    assert isinstance(kind, GroupKind)
     adjust: dict[int, tuple[RemoteCall, ...]] = {}
     for member in members:
         source = matched.get(member.id)
