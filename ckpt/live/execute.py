@@ -16,21 +16,19 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from functools import partial
 from itertools import groupby
 
 from ckpt.errors import CkptError
 from ckpt.live import act
+from ckpt.live.continuation import RESTART_BLOCK, continuation
 from ckpt.live.core import Tree, mark
-from ckpt.model import Action, Arg, Plan, RemoteArg, RemoteCall, RetvalDecision, Snapshot, Stage, Task, Thread
+from ckpt.model import Action, Arg, Plan, RemoteArg, RemoteCall, Snapshot, Stage, Task
 
 NR_OPEN, NR_CLOSE, NR_MADVISE, NR_SIGTIMEDWAIT, NR_WAITID = 2, 3, 28, 128, 247
 P_PID, WNOHANG, WCONTINUED = 1, 1, 8
 MADV_DONTNEED = 4
 EAGAIN = 11
-RESTART_BLOCK, NR_RESTART_SYSCALL = -516, 219
-RESTART_BLOCK_CALLS = (7, 35, 202, 230)  #: poll, nanosleep, futex, clock_nanosleep
-MOV_EAX, CODE_BEFORE = 0xB8, 48
 DRAIN_AT_ONCE = 8
 DATA_BYTES = 16384  #: room in the bridge beside the calls, at least
 ALL_SIGNALS = b"\xff" * 8
@@ -178,23 +176,17 @@ class Executor:
         mark("registers")
         for task in self.wanted.tasks:
             for thread in task.threads:
-                nr, decision = self._continuation(task.pid, thread)
-                act.thread_set(self.tree, thread.tid, thread.regs, decision, nr, thread.xstate, thread.sigmask)
+                regs, nr, decision = continuation(thread, partial(self._read, task.pid))
+                act.thread_set(self.tree, thread.tid, regs, decision, nr, thread.xstate, thread.sigmask)
         mark("registers-set")
 
-    def _continuation(self, pid: int, thread: Thread) -> tuple[int, RetvalDecision]:
-        """How the thread's call goes on. -516 names the kernel's restart block, which is that of now: the call is begun anew
-        (the core does so). Interrupted a second time it shows restart_syscall; the code before its `syscall` tells which it was."""
-        nr, decision = thread.syscall.nr, thread.decision
-        if decision.value != RESTART_BLOCK or nr != NR_RESTART_SYSCALL:
-            return nr, decision
-        rip = int.from_bytes(thread.regs[128:136], "little")
+    def _read(self, pid: int, address: int, size: int) -> bytes:
         with open(f"/proc/{self.tree.ours(pid)}/mem", "rb", buffering=0) as memory:  # noqa: PTH123
-            memory.seek(rip - CODE_BEFORE)
-            found = call_before(memory.read(CODE_BEFORE))
-        if found is None:  # a wake-up that nobody caused is something that each of these calls allows
-            return nr, replace(decision, action=Action.KEEP, value=0)
-        return found, decision
+            memory.seek(address)
+            try:
+                return memory.read(size)
+            except OSError:
+                return b""
 
     def _stage(self, name: str) -> None:
         for (stage, _pid), groups in self.groups.items():
@@ -234,17 +226,6 @@ def _groups(stage: Stage) -> list[_Group]:
 
 def _set_of(number: int) -> bytes:
     return (1 << (number - 1)).to_bytes(8, "little")
-
-
-def call_before(code: bytes) -> int | None:
-    """The number in the last `mov $nr, %eax` of the bytes that end with `syscall`, if it is of a call that uses restart blocks."""
-    if not code.endswith(b"\x0f\x05"):
-        return None
-    for at in range(len(code) - 7, -1, -1):
-        number = int.from_bytes(code[at + 1 : at + 5], "little")
-        if code[at] == MOV_EAX and number in RESTART_BLOCK_CALLS:
-            return number
-    return None
 
 
 def disturbed(task: Task) -> list[str]:

@@ -67,11 +67,16 @@ def test_many_runs_give_back_every_page(oracle: Path, mode: str) -> None:
 @pytest.mark.parametrize("mode", ["store", "string", "kernel", "signal", "altstack", "threads"])
 def test_a_protection_that_lies(race: Path, mode: str) -> None:
     """Frozen between the fault on a discarded page and the repetition of the write (suspect.c): the page is new and protected."""
-    done = subprocess.run([str(race), "2000" if mode == "store" else "500", mode], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads(done.stdout)
-    assert result["wrong"] == 0
-    assert result["checked"] > 10 * result["rounds"]
+    for _ in range(4):  # on a busy machine the race may not be met at once
+        done = subprocess.run(
+            [str(race), "2000" if mode == "store" else "500", mode], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        result = json.loads(done.stdout)
+        assert result["wrong"] == 0
+        assert result["checked"] > 10 * result["rounds"]
+        if result["lies"] > 0 or mode == "kernel":
+            break
     if mode == "kernel":
         assert result["lies"] == 0, "a call does not stop between fault and repetition"
     else:

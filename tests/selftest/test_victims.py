@@ -34,7 +34,7 @@ def test_ready_verify_gone(name: str, tmp_path: Path) -> None:
 
 def test_every_program_is_in_use() -> None:
     """No victim lies about unused: each C program is a workload of the harness, or one with a driver of its own."""
-    used = {Path(command[0]).name for command in WORKLOADS.values() if command[0].startswith("bin/")} | {"dirty", "memops"}
+    used = {Path(command[0]).name for command in WORKLOADS.values() if command[0].startswith("bin/")} | {"dirty", "layout", "memops"}
     assert {path.stem for path in HERE.glob("*.c")} <= used
 
 

@@ -1,0 +1,63 @@
+"""How a thread that is put in place goes on, where the kernel's memory of its interrupted wait is another's (or nobody's).
+
+poll, nanosleep, futex and clock_nanosleep with a time-out leave their continuation in the thread's restart block, which no one can
+set. A rolled-back or restored thread has that of now, or none (restart_syscall would give EINTR). So the call is begun anew, from
+its arguments in the registers. Three states have to be told apart:
+
+ 1. interrupted for the first time: rax = -516, orig_rax = the call. The core begins it anew (native/src/threads.c).
+ 2. interrupted again: rax = -516, orig_rax = 219. The code before the `syscall` instruction tells which call it was.
+ 3. about to go on: the kernel has put 219 into rax and rip back onto the `syscall` instruction, and the thread was stopped once
+    more before it ran (two freezes in a row, on a busy machine). No call is under way; rax becomes the call's number again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from ckpt.model import Action, RetvalDecision, Thread
+
+RESTART_BLOCK, NR_RESTART_SYSCALL = -516, 219
+RESTART_BLOCK_CALLS = (7, 35, 202, 230)  #: poll, nanosleep, futex, clock_nanosleep
+MOV_EAX, CODE_BEFORE = 0xB8, 48
+SYSCALL = b"\x0f\x05"
+_RAX, _RIP = slice(80, 88), slice(128, 136)  #: struct user_regs_struct
+
+#: (address, bytes) -> code of the process; shorter where nothing is mapped
+Read = Callable[[int, int], bytes]
+
+
+def continuation(thread: Thread, read: Read) -> tuple[bytes, int, RetvalDecision]:
+    """Registers, number of the call and decision, as the core is to set them."""
+    nr, decision, regs = thread.syscall.nr, thread.decision, thread.regs
+    rip, rax = int.from_bytes(regs[_RIP], "little"), int.from_bytes(regs[_RAX], "little")
+    if nr < 0 and rax == NR_RESTART_SYSCALL:
+        return _about_to_go_on(thread, rip, read)
+    if decision.value != RESTART_BLOCK or nr != NR_RESTART_SYSCALL:
+        return regs, nr, decision
+    found = call_before(read(rip - CODE_BEFORE, CODE_BEFORE))
+    if found is None:  # a wake-up that nobody caused is something that each of these calls allows
+        return regs, nr, replace(decision, action=Action.KEEP, value=0)
+    return regs, found, decision
+
+
+def _about_to_go_on(thread: Thread, rip: int, read: Read) -> tuple[bytes, int, RetvalDecision]:
+    code = read(rip + len(SYSCALL) - CODE_BEFORE, CODE_BEFORE)
+    if not code.endswith(SYSCALL):
+        return thread.regs, thread.syscall.nr, thread.decision  # 219 is just a number of the program's
+    found = call_before(code)
+    rax, at = (found, rip) if found is not None else (0, rip + len(SYSCALL))
+    regs = bytearray(thread.regs)
+    regs[_RAX], regs[_RIP] = rax.to_bytes(8, "little"), at.to_bytes(8, "little")
+    return bytes(regs), thread.syscall.nr, replace(thread.decision, value=rax)
+
+
+def call_before(code: bytes) -> int | None:
+    """The number in the last `mov $nr, %eax` of the bytes that end with `syscall`, if it is of a call that uses restart blocks."""
+    if not code.endswith(SYSCALL):
+        return None
+    for at in range(len(code) - 7, -1, -1):
+        number = int.from_bytes(code[at + 1 : at + 5], "little")
+        if code[at] == MOV_EAX and number in RESTART_BLOCK_CALLS:
+            return number
+    return None
