@@ -155,7 +155,11 @@ def _quiet() -> int:
 def main() -> None:
     """The entry point `ckpt`."""
     gc.set_threshold(50_000, 20, 100)  # what a command imports and parses stays to its end: looking through it frees nothing
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    # A failure's frames may hold a memoryview that cffi still lends. CPython before 3.13 crashes where the collector clears such
+    # a cycle (gh-77894), as it would on the way out: what is left goes with the process.
+    gc.freeze()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -140,3 +140,29 @@ def test_help_imports_no_wing() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stderr.strip() == "[]"
+
+
+LENT = """
+import sys
+from ckpt.cli import main
+from ckpt.errors import RefusedError
+from native._native import ffi
+
+class Cycle: pass
+
+def fail():
+    view = memoryview(bytearray(160))  # the oldest of the cycle is cleared first
+    one = Cycle()
+    one.view, one.lent = view, ffi.from_buffer(view)
+    error = RefusedError("refused here")
+    one.error = error  # error -> traceback -> this frame -> error
+    raise error
+
+main._group = fail
+main.main()
+"""
+
+
+def test_a_failure_that_still_lends_a_buffer_ends_with_its_code() -> None:
+    result = subprocess.run([sys.executable, "-c", LENT], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (RefusedError("").exit_code, "ckpt: refused here\n")
