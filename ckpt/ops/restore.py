@@ -91,7 +91,6 @@ def restore(
 ) -> Result:
     """Brings a generation back as a new process. `running` is told when it runs, which with `lazy` is long before the end.
     Raises RefusedError (3), PermissionDeniedError (4), DamagedError (5), NotFoundError (6), CkptError (1)."""
-    table()  # the kinds' modules are loaded: a part of the program's start
     table()  # code is loaded before the clock starts
     clock = Clock()
     with ExitStack() as stack:
