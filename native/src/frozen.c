@@ -25,53 +25,6 @@ int scan_open(const struct task *task, const struct ckpt_track *track, bool prot
     return 0;
 }
 
-/* ---- pieces ---- */
-
-struct cutter {
-    struct scan_memory *memory;
-    size_t count;
-    bool apart; /* the next piece does not follow the one before */
-};
-
-static int cut(struct cutter *cutter, enum ckpt_range_kind kind, ckpt_addr_t start, ckpt_addr_t end, bool dense) {
-    struct scan_memory *memory = cutter->memory;
-    if (start >= end)
-        return 0;
-    if (cutter->count == memory->piece_cap) {
-        struct piece *grown = reallocarray(memory->pieces, memory->piece_cap * 2, sizeof *grown);
-        if (!grown)
-            return -ENOMEM;
-        memory->pieces = grown;
-        memory->piece_cap *= 2;
-    }
-    memory->pieces[cutter->count++] = (struct piece){.start = start, .end = end, .kind = (uint32_t)kind, .dense = dense,
-                                                            .follows = cutter->count && !cutter->apart};
-    cutter->apart = false;
-    return 0;
-}
-
-/* One mapping; *hint is the first hint that does not end before it. */
-static int cut_line(struct cutter *cutter, const struct map_line *line, const struct scan_hints *hints, size_t *hint) {
-    enum ckpt_range_kind kind = maps_kind(line);
-    if (kind == CKPT_RANGE_SKIP) {
-        cutter->apart = true;
-        return 0;
-    }
-    ckpt_addr_t at = line->start;
-    int error = 0;
-    while (*hint < hints->count && hints->at[*hint].end <= at)
-        ++*hint;
-    for (size_t i = *hint; kind == CKPT_RANGE_ANON && !error && i < hints->count && hints->at[i].start < line->end; i++) {
-        ckpt_addr_t start = hints->at[i].start > at ? hints->at[i].start : at;
-        ckpt_addr_t end = hints->at[i].end < line->end ? hints->at[i].end : line->end;
-        error = cut(cutter, kind, at, start, false);
-        if (!error)
-            error = cut(cutter, kind, start, end, true);
-        at = end;
-    }
-    return error ? error : cut(cutter, kind, at, line->end, false);
-}
-
 /* ---- two sides ---- */
 
 struct side {
@@ -113,57 +66,26 @@ static void scan_side(void *argument) {
     }
 }
 
-/* A sparse piece costs by its populated pages, which nobody knows yet: the largest reservations count as 256 MiB. */
-static uint64_t weight(const struct piece *piece) {
-    uint64_t pages = (piece->end - piece->start) / CKPT_PAGE;
-    return piece->dense || pages < 65536 ? pages : 65536;
+/* A mapping that both sides scan a part of is taken in before they do: what one of them resets, the other may not look at meanwhile. */
+static void take_in_border(const struct scan *scan, const struct piece *second) {
+    const struct map_line *line = second->line;
+    if (scan->protect && line == second[-1].line && !uffd_covers(scan, line))
+        uffd_reset(scan->uffd, line->start, line->end); /* another's, or not to be tracked: each side reads it whole */
 }
 
-/* Index of the first piece of the second side; a dense piece in the middle is cut in two. */
-static int split(struct cutter *cutter, size_t *ret_second) {
-    struct scan_memory *memory = cutter->memory;
-    uint64_t total = 0, sum = 0;
-    *ret_second = cutter->count;
-    for (size_t i = 0; i < cutter->count; i++)
-        total += weight(&memory->pieces[i]);
-    if (total < SCAN_PAIR_PAGES)
-        return 0;
-    for (size_t i = 0; i < cutter->count; i++) {
-        uint64_t pages = weight(&memory->pieces[i]);
-        if (sum + pages <= total / 2) {
-            sum += pages;
-            continue;
-        }
-        struct piece piece = memory->pieces[i];
-        uint64_t first = (piece.end - piece.start) / CKPT_PAGE * (total / 2 - sum) / pages;
-        ckpt_addr_t middle = (piece.start + first * CKPT_PAGE) & ~(ckpt_addr_t)0x1fffff; /* a page table is not shared */
-        *ret_second = i;
-        if (middle <= piece.start || middle >= piece.end)
-            return 0;
-        int error = cut(cutter, (enum ckpt_range_kind)piece.kind, middle, piece.end, piece.dense);
-        if (error)
-            return error;
-        for (size_t k = cutter->count - 1; k > i + 1; k--)
-            memory->pieces[k] = memory->pieces[k - 1];
-        memory->pieces[i + 1] = (struct piece){middle, piece.end, piece.kind, piece.dense, true};
-        memory->pieces[i].end = middle;
-        *ret_second = i + 1;
-        return 0;
-    }
-    return 0;
-}
-
-static int run_sides(ckpt_tree *tree, struct task *task, struct scan scan, enum ckpt_tracker tracker, struct cutter *cutter) {
-    struct scan_memory *memory = cutter->memory;
-    size_t second = cutter->count;
-    int error = memory->helper ? split(cutter, &second) : 0;
+static int run_sides(ckpt_tree *tree, struct task *task, struct scan scan, enum ckpt_tracker tracker, size_t count) {
+    struct scan_memory *memory = tree->scan;
+    size_t second = count;
+    int error = memory->helper ? pieces_split(memory, &count, &second) : 0;
     if (error)
         return tree_fail(tree, error, "scan", task->pid, 0, -1, 0, NULL);
+    if (second > 0 && second < count)
+        take_in_border(&scan, &memory->pieces[second]);
     struct side sides[2];
     for (int i = 0; i < 2; i++) {
         memory->runs[i].count = 0;
         sides[i] = (struct side){.scan = scan, .tracker = tracker, .pieces = memory->pieces + (i ? second : 0),
-                                 .count = i ? cutter->count - second : second};
+                                 .count = i ? count - second : second};
         sides[i].scan.regions = memory->regions[i];
         sides[i].scan.out = &memory->runs[i];
     }
@@ -189,22 +111,20 @@ int scan_frozen(ckpt_tree *tree, struct task *task, const struct ckpt_track *tra
                 struct scan_memory *memory) {
     struct scan_hints *hints = scan_hints_of(memory, task->pid);
     struct scan scan;
-    struct cutter cutter = {.memory = memory};
+    size_t count = 0;
     int error = hints ? scan_open(task, track, protect, &scan) : -ENOMEM;
     if (error)
         return tree_fail(tree, error, "scan", task->pid, 0, -1, 0, "pagemap");
     if (scan.protect && ((track->fresh && !hints->reset) || hints->lost))
         reset_all(task, layout, hints);
-    scan.others = scan.tracked && hints->others;
+    scan.others = scan.tracked && hints->others && tree->frozen; /* asking registers: see scan.c, invariant 9 */
     if (scan.tracked) {
         suspects_find(tree, task, layout, &memory->suspects);
         scan.suspects = &memory->suspects;
     }
-    size_t hint = 0;
-    for (size_t i = 0; i < layout.count && !error; i++)
-        error = cut_line(&cutter, &layout.lines[i], hints, &hint);
+    error = pieces_cut(memory, layout, hints, &count);
     enum ckpt_tracker tracker = track ? (enum ckpt_tracker)track->tracker : CKPT_TRACK_COMPARE;
-    error = error ? tree_fail(tree, error, "scan", task->pid, 0, -1, 0, NULL) : run_sides(tree, task, scan, tracker, &cutter);
+    error = error ? tree_fail(tree, error, "scan", task->pid, 0, -1, 0, NULL) : run_sides(tree, task, scan, tracker, count);
     close(scan.pagemap);
     if (scan.protect)
         hints->count = 0; /* what this pass found to be holes (guard pages, say) is protected like pages now */
@@ -321,6 +241,8 @@ int ckpt_pages_scan(ckpt_tree *tree, const struct ckpt_track *track, int protect
     struct task *task = tree_task(tree, track->pid);
     if (!task)
         return tree_fail(tree, -ESRCH, "scan", track->pid, 0, -1, 0, NULL);
+    if (protect && !tree->frozen)
+        return tree_fail(tree, -EINVAL, "scan", track->pid, 0, -1, 0, "it runs");
     int error = scan_memory_get(tree, false, &memory);
     if (error)
         return tree_fail(tree, error, "scan", task->pid, 0, -1, 0, NULL);

@@ -7,7 +7,8 @@
  *     registered alone, they would count as unwritten since a generation that never saw them there. Hence uffd_reset().
  *  4. Unregistering drops the write-protection of the whole range; so does closing the last descriptor.
  *  5. UFFDIO_WRITEPROTECT without the WP mode removes a write-protect marker (an entry without a page) altogether.
- *  6. Registering a part of a mapping splits it, and mremap() over the border then fails. Hence uffd_take_in().
+ *  6. Registering a part of a mapping splits it, and mremap() over the border then fails. So whole mappings only, while they stand still:
+ *     uffd_take_in(), and struct piece knows its mapping.
  */
 #include "scan.h"
 #include <dirent.h>

@@ -22,7 +22,8 @@
  *     unprotected. A pass that dies in between leaves a baseline that does not match, and the next track is fresh.
  *     Hints are good for one pass that protects: what it found missing it may have protected (a guard page keeps that).
  *  4. A mapping that is not registered answers EPERM before anything in it is protected, since a piece lies in one
- *     mapping: it is registered and what protection it brought along is dropped, so all of it counts as written. Where registering fails (EBUSY: the program's own
+ *     mapping: all of the mapping is registered (never a piece: that would split it) and what protection it brought along is
+ *     dropped, so all of it counts as written. Where registering fails (EBUSY: the program's own
  *     userfaultfd; EINVAL) it is read whole, each time, and never protected.
  *  5. Huge PROT_NONE reservations get no markers: outside dense stretches only populated entries are ever protected.
  *  6. In a private file mapping "protected" does not mean "as it was" while some thread stands between a fault on a
@@ -33,6 +34,9 @@
  *     read: the copy then drops such pages from the runs and starts again (frozen.c).
  *  8. What the program tracks by an asynchronous userfaultfd of its own is read whole and never protected, if the
  *     descriptor was there when the running process was last looked at (count or pre-copy; before the first look every process counts as having one).
+ *  9. Nothing here registers while the process runs: the layout is a moment old, a mapping may begin inside a line of it by now, and
+ *     would be split (seen: a look at a running program, between an munmap and the mmap that took its place). A look at a
+ *     running process takes another's tracking for ours: it is a guess, and repeated in the freeze.
  *
  * In private file mappings MADV_DONTNEED of a protected page leaves a marker there, which shows as SWAPPED and not WRITTEN, just
  * like a page of ours that was swapped out. A look settles it: reading populates the page, and then FILE tells.
@@ -248,7 +252,7 @@ static int dense(struct scan *scan, ckpt_addr_t start, ckpt_addr_t end) {
 static bool anothers(struct scan *scan, const struct piece *piece) {
     struct pm_scan_arg arg = {.size = sizeof arg, .flags = PM_SCAN_CHECK_WPASYNC, .start = piece->start, .end = piece->start + CKPT_PAGE,
                               .category_mask = PAGE_IS_WRITTEN, .return_mask = PAGE_IS_WRITTEN};
-    return scan_walk(scan, &arg) != -EPERM && uffd_register(scan->uffd, piece->start, piece->end);
+    return scan_walk(scan, &arg) != -EPERM && uffd_register(scan->uffd, piece->line->start, piece->line->end);
 }
 
 static int by_method(struct scan *scan, const struct piece *piece) {
@@ -270,7 +274,7 @@ int scan_piece(struct scan *scan, const struct piece *piece) {
     enum ckpt_range_kind kind = (enum ckpt_range_kind)piece->kind;
     int error = scan->tracked ? by_method(scan, piece) : full(scan, piece->start, piece->end, kind, false, true);
     if (error == -EPERM) {
-        if (scan->protect && !uffd_reset(scan->uffd, piece->start, piece->end))
+        if (scan->protect && !uffd_reset(scan->uffd, piece->line->start, piece->line->end))
             error = full(scan, piece->start, piece->end, kind, true, false);
         else
             error = full(scan, piece->start, piece->end, kind, false, true);

@@ -67,7 +67,8 @@ struct scan_layout {
 /* A part of a mapping, scanned by one of the two methods. */
 struct piece {
     ckpt_addr_t start, end;
-    uint32_t kind; /* enum ckpt_range_kind */
+    const struct map_line *line; /* the mapping that it lies in; borrowed from the layout */
+    uint32_t kind;               /* enum ckpt_range_kind */
     bool dense;
     bool follows;  /* between it and the piece before there is nothing, or only addresses that are not mapped */
 };
@@ -152,6 +153,11 @@ void suspects_find(ckpt_tree *tree, const struct task *task, struct scan_layout 
 /* softdirty.c */
 int softdirty_look(struct scan *scan, const struct piece *piece, bool by_bit);
 int softdirty_clear(const struct task *task);
+
+/* pieces.c: into memory->pieces. Then: the first piece of the second thread (== *count: one thread does it all), which may be a part of what
+ * was one piece. */
+int pieces_cut(struct scan_memory *memory, struct scan_layout layout, const struct scan_hints *hints, size_t *ret_count);
+int pieces_split(struct scan_memory *memory, size_t *count, size_t *ret_second);
 
 /* frozen.c */
 int scan_open(const struct task *task, const struct ckpt_track *track, bool protect, struct scan *ret_scan);

@@ -105,14 +105,16 @@ static struct user_regs_struct frame_regs(const uint64_t *word, const struct use
     return regs;
 }
 
-/* Every frame between rsp and the end of its mapping; *ret_next = the stack that the last one came from. */
+/* Every frame between rsp and the end of its mapping, and one that begins a word below: the handler has returned, which took the return
+ * address off the stack, and rt_sigreturn has not begun (seen once in some ten thousand freezes). *ret_next = the stack that the last one came from. */
 static bool frames(struct looker *looker, ckpt_addr_t rsp, const struct user_regs_struct *now, ckpt_addr_t *ret_next) {
     uint64_t stack[SUSPECT_STACK / 8];
     const struct map_line *line = line_at(looker->layout, rsp);
-    ckpt_addr_t start = rsp & ~(ckpt_addr_t)7;
     bool found = false;
     if (!line)
         return false;
+    ckpt_addr_t start = rsp & ~(ckpt_addr_t)7;
+    start -= start - line->start >= 8 ? 8 : 0;
     size_t room = line->end - start < SUSPECT_STACK ? (size_t)(line->end - start) : SUSPECT_STACK;
     ssize_t got = peek(looker, stack, room, start);
     for (size_t i = 0; got > 0 && i + F_WORDS <= (size_t)got / 8; i++) {

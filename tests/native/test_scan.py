@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ckpt.errors import CkptError
 from ckpt.live import act, core
 from tests.harness import did, soak, time_is_up
 
@@ -67,7 +68,7 @@ def test_many_runs_give_back_every_page(oracle: Path, mode: str) -> None:
 @pytest.mark.parametrize("mode", ["store", "string", "kernel", "signal", "altstack", "threads"])
 def test_a_protection_that_lies(race: Path, mode: str) -> None:
     """Frozen between the fault on a discarded page and the repetition of the write (suspect.c): the page is new and protected."""
-    for _ in range(4):  # on a busy machine the race may not be met at once
+    for _ in range(16):  # on some machines the race is met once in a thousand freezes
         done = subprocess.run(
             [str(race), "2000" if mode == "store" else "500", mode], capture_output=True, text=True, timeout=120, check=False
         )
@@ -81,7 +82,7 @@ def test_a_protection_that_lies(race: Path, mode: str) -> None:
         assert result["lies"] == 0, "a call does not stop between fault and repetition"
     else:
         assert result["lies"] > 0, "the race was not met: trusting the protection would have passed too"
-    assert result["read"] < result["checked"], "everything was read"
+    assert result["read"] < 0.9 * result["checked"], "everything was read"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: takes a descriptor of another process")
@@ -134,6 +135,9 @@ def test_a_range_with_more_regions_than_the_kernel_collects_at_a_time() -> None:
         assert victim.stdout.readline() == b"READY\n"
         with core.Tree(victim.pid) as tree, core.Sink(4096, "/tmp") as sink:
             track = tree.arm(victim.pid)
+            with pytest.raises(CkptError, match="it runs"):
+                act.pages_scan(tree, track, sink, protect=True)
+            tree.freeze()
             for protect in (False, True, False):
                 runs = act.pages_scan(tree, track, sink, protect=protect).runs
                 rows = list(struct.iter_unpack("<QII", runs))

@@ -6,6 +6,7 @@
  *   descriptors  up to 24; regular files at positions that move, /dev/zero, directories
  */
 #include "victim.h"
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 
 enum { THREADS = 8, MAPPINGS = 48, FILES = 24, NAMES = 6, FILE_PAGES = 16 };
@@ -68,8 +69,25 @@ static void turn_thread(struct worker *worker) {
     }
 }
 
+/* PROCMAP_QUERY of include/uapi/linux/fs.h (6.11): the mapping at an address. */
+struct map_query {
+    uint64_t size, flags, address, start, end, permissions, page_size, offset, inode;
+    uint32_t major, minor, name_size, build_id_size;
+    uint64_t name, build_id;
+};
+static int maps = -1;
+
+/* Each mapping was made by one call: it lies in one of the kernel's, or mremap() over the border would fail some day. */
+static void check_whole(const struct piece *piece) {
+    struct map_query query = {.size = sizeof query, .address = (uintptr_t)piece->at};
+    uintptr_t end = (uintptr_t)piece->at + piece->pages * PAGE;
+    if (piece->at && ioctl(maps, _IOWR('f', 17, struct map_query), &query) == 0 && query.end < end)
+        wrong("mapping %zu, %zu pages at %p, is split at %lx", (size_t)(piece - pieces), piece->pages, (void *)piece->at, query.end);
+}
+
 static void check_piece(const struct piece *piece) {
     static const char zeros[PAGE];
+    check_whole(piece);
     for (size_t page = 0; piece->at && page < piece->pages; page++) {
         const char *at = piece->at + page * PAGE;
         if (page == piece->hole ? memcmp(at, zeros, PAGE) != 0 : !page_is(at, piece->key + page, piece->generation))
@@ -196,25 +214,8 @@ static void make_files(const char *folder) {
     snprintf(paths[NAMES + 1], sizeof paths[0], "%s", folder);
 }
 
-/* Each mapping was made by one call: it lies in one of the kernel's, or mremap() over the border would fail some day. */
-static void check_whole(void) {
-    static char line[512];
-    bool whole[MAPPINGS] = {0};
-    FILE *maps = fopen("/proc/self/maps", "re");
-    uintptr_t start, end;
-    while (maps && fgets(line, sizeof line, maps))
-        for (int i = 0; i < MAPPINGS && sscanf(line, "%lx-%lx", &start, &end) == 2; i++)
-            whole[i] |= start <= (uintptr_t)pieces[i].at && (uintptr_t)pieces[i].at + pieces[i].pages * PAGE <= end;
-    for (int i = 0; maps && i < MAPPINGS; i++)
-        if (pieces[i].at && !whole[i])
-            wrong("mapping %d, %zu pages at %p, is split", i, pieces[i].pages, (void *)pieces[i].at);
-    if (maps)
-        fclose(maps);
-}
-
 static void check(void) {
     uint64_t there = 0;
-    check_whole();
     for (int i = 0; i < THREADS; i++)
         there += workers[i].there;
     if (made != joined + there)
@@ -228,6 +229,8 @@ static void check(void) {
 int main(int argc, char **argv) {
     need(argc == 2, "usage: churn FOLDER");
     make_files(argv[1]);
+    maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+    need(maps >= 0, "/proc/self/maps");
     for (int i = 0; i < FILES; i++)
         handles[i].fd = -1;
     for (uint64_t turn = 0;; turn++) {
