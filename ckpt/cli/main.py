@@ -13,6 +13,7 @@ import gc
 import importlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from ckpt.cli.front import divide
 from ckpt.errors import CkptError
 
 #: typer carries its own click since 0.16 and imports another before: both are reached through typer alone.
@@ -30,7 +32,6 @@ _ClickException: Any = _UsageError.__mro__[1]
 _HELP = "git for living Linux processes: checkpoints of a process tree, rollback in place, its memory's history as SQL."
 _COMMAND = re.compile(r"^def command\(", re.MULTILINE)
 _DOCSTRING = re.compile(r'\A"""(?P<line>[^\n]*?)(?:"""|\n)')
-_SIGINT_EXIT = 130
 _SIGPIPE_EXIT = 141
 
 
@@ -98,8 +99,8 @@ def run(arguments: Sequence[str]) -> int:
         return result if isinstance(result, int) else 0
     except typer.Exit as leave:
         return int(leave.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        return _fail(arguments, "interrupted", "interrupted", _SIGINT_EXIT)
+    except (typer.Abort, KeyboardInterrupt) as error:
+        return _fail(arguments, "interrupted", "interrupted", 128 + getattr(error, "number", signal.SIGINT))
     except BrokenPipeError:
         return _quiet()
     except CkptError as error:
@@ -155,6 +156,7 @@ def _quiet() -> int:
 def main() -> None:
     """The entry point `ckpt`."""
     gc.set_threshold(50_000, 20, 100)  # what a command imports and parses stays to its end: looking through it frees nothing
+    divide(sys.argv[1:])
     code = run(sys.argv[1:])
     # A failure's frames may hold a memoryview that cffi still lends. CPython before 3.13 crashes where the collector clears such
     # a cycle (gh-77894), as it would on the way out: what is left goes with the process.

@@ -55,8 +55,10 @@ def command(
     else:
         result = restore(request)
         if foreground:
+            from ckpt.cli.front import part
             from ckpt.ops.foreground import wait_for
 
+            part()
             raise typer.Exit(wait_for(result.child))
         done = result.json()
     if json:

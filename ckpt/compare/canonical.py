@@ -28,6 +28,7 @@ IDENTITIES: Mapping[str, tuple[str, ...]] = {
     "socket": ("ino",),
 }
 _UNNAMED = re.compile(r"/#\d+$")  #: O_TMPFILE: its name is its number
+_PROC = re.compile(r"/proc/\d+/")
 #: keys that say nothing: device numbers of the kernel's inner file systems, socket cookies; of a socket's name in a file system, its
 #: number there (another each time it is bound)
 NOISE = ("cookie", "dev", "name_ino")
@@ -67,6 +68,8 @@ class _Canon:
                 state[key] = self._thing(sort, state[key])
         if file.kind == "file" and state.get("deleted"):
             state |= {"dev": 0, "ino": self._thing("memory", state["ino"]), "path": _UNNAMED.sub("/#", state["path"])}
+        if file.kind == "file" and _PROC.match(str(state.get("path", ""))):
+            state |= {"dev": 0, "ino": 0}  # named by its path: the kernel numbers what is in /proc when it is looked at
         if file.kind in IDENTITIES:
             state = {key: value for key, value in state.items() if key not in NOISE}
         if file.kind == "epoll":

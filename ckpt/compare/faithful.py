@@ -125,7 +125,13 @@ MAY: tuple[May, ...] = (
         _restarted,
     ),
     *(
-        May("thread", name, "a wait that is just about to go on begins anew: what the kernel remembers of it cannot be given back", "", _restarted)
+        May(
+            "thread",
+            name,
+            "a wait that is just about to go on begins anew: what the kernel remembers of it cannot be given back",
+            "",
+            _restarted,
+        )
         for name in ("rax", "syscall.raw_retval")
     ),
     May("thread", "orig_rax", "at the entry of a handler no call is under way: the number of the last one says nothing", "", _no_call),

@@ -27,6 +27,7 @@ from ckpt.live.surroundings import Surroundings
 from ckpt.model import PidRef, Plan, Snapshot
 from ckpt.ops import replace as replacing
 from ckpt.ops.baseline import Clock
+from ckpt.ops.interrupts import held
 from ckpt.ops.lazy import LazyServer, later_parts
 from ckpt.ops.rebirth import Rebirth
 from ckpt.ops.restore_pages import Pages
@@ -102,6 +103,7 @@ def restore(
         clock.lap("opened")
         if request.replace and (old := replacing.living(generation, wanted)) is not None:
             _rehearse(request, around.wanted, streams, old)
+            stack.enter_context(held())
             replacing.end(old)
             clock.lap("replaced")
         newborns = _newborns(request, around.wanted, streams)

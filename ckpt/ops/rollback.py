@@ -25,6 +25,7 @@ from ckpt.live.execute import Executor, Unchanged, disturbed
 from ckpt.live.surgeon import operate, outside_groups, refuse_newcomers, refuse_strangers
 from ckpt.model import PidRef, Plan, Snapshot
 from ckpt.ops.baseline import Clock, find_baseline
+from ckpt.ops.interrupts import held
 from ckpt.ops.living import as_it_lives, living
 from ckpt.ops.rollback_pages import Pages
 from ckpt.plan import FileIdentity, paths_of, plan
@@ -162,7 +163,7 @@ class _Run:
             record = runtime.Record(self.incarnation, self.generation.lineage, seats=armed.seats)
             runtime.save(self.ref, record)
             self.clock.lap("prefetched")
-            with _quiet():
+            with _quiet(), held():
                 made, executor, stop_ns = self._frozen(layout, seats, planned, pages)
         # What another process with its number was is not what a later one is: that one is tracked anew.
         same = {(task.pid, task.start_ticks) for task in self.wanted.tasks}

@@ -75,6 +75,7 @@ class Fates:
         self.there = {file.id: file for file in wanted.files}
         self.at_now = holders(now.tasks)
         self.at_wanted = holders(wanted.tasks)
+        self.members = frozenset(task.pid for task in wanted.tasks)
         self.said = {task.pid: Said() for task in wanted.tasks}
         self.of: dict[int, Fate] = {}
         self.ended: set[int] = set()  #: wanted open files that come back as dead sockets
@@ -162,7 +163,7 @@ class Fates:
         try:
             calls = tuple(kind.recreate(file))
             self.of[file.id] = Fate(make=calls, result=len(calls) - 1, maker=self._maker(file), adjust=self._after(kind, file))
-            for text in judge(file, self.world):
+            for text in judge(file, self.world, self.members):
                 self._warn(file, text)
             self._tell(kind, file, None)
         except Moved as error:

@@ -7,13 +7,16 @@ the position is refused, for what was read or written there is no more.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ckpt.kinds.base import CannotUndo
 from ckpt.kinds.fd import locks
 from ckpt.model import OpenFile, Snapshot
 from ckpt.plan.sources import FileIdentity, World
+
+_PROC = re.compile(r"/proc/(\d+)(?:/|$)")
 
 
 def opened_paths(wanted: Snapshot) -> set[str]:
@@ -23,14 +26,18 @@ def opened_paths(wanted: Snapshot) -> set[str]:
     return opened.union(names, (str(Path(name).parent) for name in names))
 
 
-def judge(file: OpenFile, world: World) -> Sequence[str]:
-    """Warnings. Raises CannotUndo, which says what has changed."""
+def judge(file: OpenFile, world: World, members: Collection[int] = ()) -> Sequence[str]:
+    """Warnings. Raises CannotUndo, which says what has changed. `members`: pids of the tree, whose own entries in /proc are the same by
+    their names: the kernel numbers such inodes anew when it likes."""
     path = file.state.get("path")
     if not isinstance(path, str) or "ino" not in file.state or "through" in file.state:
         return ()
     there = world.get(path)
     if there is None:
         raise CannotUndo(f"{path} is gone")
+    own = _PROC.match(path)
+    if own and int(own[1]) in members and there.dev == file.state["dev"]:
+        return ()
     if (there.dev, there.ino) != (file.state["dev"], file.state["ino"]):
         raise CannotUndo(f"{path} is another file by now (inode {there.ino}, then {file.state['ino']})")
     if file.kind != "file":

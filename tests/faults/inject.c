@@ -12,8 +12,8 @@
  * Invariants
  *  1. Without CKPT_FAULT and CKPT_FAULT_COUNTERS everything passes through unchanged.
  *  2. A fault is counted (slot "fired") before it happens: what the file says did happen, happened in that phase.
- *  3. Only the process that ran ckpt is hit: a process that came by fork (not exec) has another pid and passes through, unless
- *     it calls inject_again().
+ *  3. Only the process that does ckpt's work is hit: the one that ran it, or its child by fork, where that passes something before
+ *     its parent does (ckpt/cli/front.py). Every other process that came by fork passes through, unless it calls inject_again().
  *  4. The real function is found in whichever loaded object exports it: Python loads _native with RTLD_LOCAL, where
  *     RTLD_NEXT does not look. The caller must reach its functions through the PLT (sys.h says so).
  */
@@ -60,6 +60,7 @@ static struct rule rules[RULES];
 static size_t rule_count;
 static struct slot *slots;
 static pid_t owner;
+static bool worked; /* the owner has passed something */
 static char phase[NAME] = "start";
 static atomic_flag lock = ATOMIC_FLAG_INIT;
 
@@ -167,8 +168,10 @@ static void fire_count(const struct rule *rule) {
 /* Counts one passage and returns the rule that it sets off, or NULL. */
 static const struct rule *pass(const char *where, unsigned long first) {
     char name[2 * NAME];
-    if (getpid() != owner)
+    if (getpid() != owner && (worked || getppid() != owner))
         return NULL;
+    owner = getpid();
+    worked = true;
     if (strncmp(where, "sys_", 4) == 0)
         snprintf(name, sizeof name, "%s/%s", phase, where);
     else

@@ -96,7 +96,7 @@ class Epoll(Box):
         return self.adjust(fd, replace(wanted, state={"entries": []}), wanted)
 
 
-WORLD = {"/data": FileIdentity(3, 9, 100, 1)}
+WORLD = {"/data": FileIdentity(3, 9, 100, 1), **{f"/proc/{pid}/maps": FileIdentity(3, 9, 0, 1) for pid in (7, 8)}}
 KINDS: tuple[FdKind, ...] = (Box(), Node(), Stone(), Wire(), File(), Epoll())
 
 
@@ -275,7 +275,14 @@ def test_a_connection_that_moved_or_is_gone_becomes_a_dead_socket(there: bool) -
 
 @pytest.mark.parametrize(
     ("path", "ino", "pos", "reason"),
-    [("/data", 9, 100, None), ("/data", 8, 0, "another file"), ("/data", 9, 101, "shorter"), ("/gone", 9, 0, "is gone")],
+    [
+        ("/data", 9, 100, None),
+        ("/data", 8, 0, "another file"),
+        ("/data", 9, 101, "shorter"),
+        ("/gone", 9, 0, "is gone"),
+        ("/proc/7/maps", 8, 0, None),  # its own, whatever number the inode has today
+        ("/proc/8/maps", 8, 0, "another file"),
+    ],
 )
 def test_a_path_is_opened_again_only_if_it_still_leads_there(path: str, ino: int, pos: int, reason: str | None) -> None:
     file = OpenFile(1, "file", 0, pos, {"v": 5, "dev": 3, "ino": ino, "path": path})
