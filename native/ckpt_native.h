@@ -83,6 +83,9 @@ void ckpt_tree_last_fault(const ckpt_tree *tree, struct ckpt_fault *ret_fault);
 int ckpt_tree_freeze(ckpt_tree *tree);
 /* Detaches everybody; a thread that stopped inside a call continues as native/src/restart.c decided at the stop. */
 int ckpt_tree_thaw(ckpt_tree *tree);
+/* Until the handle is closed, the caller and what threads it makes keep off the CPUs where threads of the tree run just now, but for the
+ * freeze itself; nothing happens where none runs, or no other CPU is left. */
+void ckpt_tree_aside(ckpt_tree *tree);
 /* To be called before the first freeze: from then on the death of the caller, or closing the handle while it is frozen, kills the tasks. */
 int ckpt_tree_doom(ckpt_tree *tree);
 /* A doomed tree runs while we stay its tracer: our death is its death until it is left (attend.c). All three by the thread that froze it. */

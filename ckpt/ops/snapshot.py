@@ -114,6 +114,7 @@ def _snapshot(request: Request, progress: Progress) -> Result:
     with ExitStack() as stack:
         stack.enter_context(runtime.target_lock(ref))  # first of all: another ckpt at work there would look like a tracer
         tree = stack.enter_context(core.Tree(ref.pid, ref.start_ticks))
+        tree.aside()
         passed = preflight(tree)
         clock.lap("preflight")
         history = stack.enter_context(open_store(request.store, Mode.CREATE))

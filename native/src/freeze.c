@@ -262,6 +262,20 @@ int task_thaw(ckpt_tree *tree, pid_t pid) {
     return error;
 }
 
+void ckpt_tree_aside(ckpt_tree *tree) {
+    cpu_set_t targets;
+    CPU_ZERO(&targets);
+    for (size_t i = 0; i < tree->thread_count; i++) {
+        const struct thread *thread = &tree->threads[i];
+        char name[NAME_ROOM];
+        struct proc_stat stat;
+        proc_name(name, "task/", (uint64_t)thread->tid, "/stat");
+        if (thread->state == THREAD_FREE && !proc_stat(tree_task(tree, thread->pid)->dir, name, &stat) && stat.state == 'R')
+            CPU_SET((size_t)stat.cpu, &targets);
+    }
+    pace_aside(&tree->pace, &targets);
+}
+
 int ckpt_tree_freeze(ckpt_tree *tree) {
     tree_fault_clear(tree);
     if (tree->frozen)

@@ -69,7 +69,12 @@ struct pace {
     int policy, priority, slack, cpu, signal;
     cpu_set_t cpus;
     timer_t clock;
+    bool aside;     /* this and `home` stay from one freeze to the next */
+    cpu_set_t home; /* where the caller may run; while it is aside, that is less */
 };
+/* Keeps the caller, and threads that it makes from now on, off the CPUs where the target runs, if any other is left to it. */
+void pace_aside(struct pace *pace, const cpu_set_t *targets);
+void pace_back(struct pace *pace);
 /* Real-time priority where that is permitted, and a clock for waits. */
 void pace_begin(struct pace *pace);
 /* To the CPU where the target runs; once. From here on the target may be off its CPU. */

@@ -16,7 +16,9 @@
  *     kill leaves is gone with the process. RESET_ON_FORK keeps children out of the priority.
  *  2. A blocked waitpid() ends: the clock sends this thread a signal every TICK_NS while pace_ticking(). Its handler does nothing;
  *     it is installed on a signal that nobody uses, and stays installed (a late tick must not meet the default, which ends us).
- *  3. Where something is not permitted the work is done all the same, only slower; without a clock nobody blocks.
+ *  3. Around the freeze the caller is aside: on no CPU where the target was running. The scheduler would take a spinning thread off its
+ *     CPU for some milliseconds to let ckpt copy and hash there, several times what the stop takes.
+ *  4. Where something is not permitted the work is done all the same, only slower; without a clock nobody blocks.
  */
 #define _GNU_SOURCE
 #include "internal.h"
@@ -86,7 +88,13 @@ static void raise_priority(struct pace *pace) {
 /* Without the priority the CPU of a busy target would be shared with it in turns of milliseconds. */
 void pace_move(struct pace *pace, int cpu) {
     cpu_set_t one;
-    if (!pace->raised || pace->moved || cpu < 0 || cpu >= CPU_SETSIZE || sched_getaffinity(0, sizeof pace->cpus, &pace->cpus) || !CPU_ISSET(cpu, &pace->cpus))
+    if (!pace->raised || pace->moved || cpu < 0 || cpu >= CPU_SETSIZE)
+        return;
+    if (pace->aside)
+        pace->cpus = pace->home;
+    else if (sched_getaffinity(0, sizeof pace->cpus, &pace->cpus))
+        return;
+    if (!CPU_ISSET(cpu, &pace->cpus))
         return;
     CPU_ZERO(&one);
     CPU_SET(cpu, &one);
@@ -97,7 +105,7 @@ void pace_move(struct pace *pace, int cpu) {
 void pace_begin(struct pace *pace) {
     if (pace->begun)
         return;
-    *pace = (struct pace){.begun = true};
+    *pace = (struct pace){.begun = true, .aside = pace->aside, .home = pace->home};
     clock_new(pace);
     raise_priority(pace);
 }
@@ -114,11 +122,27 @@ void pace_end(struct pace *pace) {
     }
     if (pace->raised)
         sched_setscheduler(0, pace->policy, &(struct sched_param){.sched_priority = pace->priority});
-    if (pace->moved)
+    if (pace->moved && !pace->aside)
         sched_setaffinity(0, sizeof pace->cpus, &pace->cpus);
     if (pace->slack > 0)
         prctl(PR_SET_TIMERSLACK, pace->slack);
     if (pace->clocked)
         timer_delete(pace->clock);
-    *pace = (struct pace){.begun = false};
+    *pace = (struct pace){.aside = pace->aside, .home = pace->home};
+}
+
+void pace_aside(struct pace *pace, const cpu_set_t *targets) {
+    if (!pace->aside && sched_getaffinity(0, sizeof pace->home, &pace->home))
+        return;
+    cpu_set_t others, taken;
+    CPU_AND(&taken, &pace->home, targets);
+    CPU_XOR(&others, &pace->home, &taken);
+    if (CPU_COUNT(&taken) && CPU_COUNT(&others))
+        pace->aside = sched_setaffinity(0, sizeof others, &others) == 0;
+}
+
+void pace_back(struct pace *pace) {
+    if (pace->aside)
+        sched_setaffinity(0, sizeof pace->home, &pace->home);
+    pace->aside = false;
 }

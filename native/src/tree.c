@@ -225,6 +225,7 @@ void ckpt_tree_close(ckpt_tree *tree) {
     if (!tree)
         return;
     task_thaw(tree, 0);
+    pace_back(&tree->pace);
     for (size_t i = 0; i < tree->task_count; i++)
         task_close(&tree->tasks[i]);
     free(tree->tasks);
