@@ -6,7 +6,7 @@
  * "verify": PASS or FAIL. "change": the clan is broken up (members end, are collected, others come) and answers CHANGED; from then
  * on "verify" checks what has become of it. A rollback to before brings the clan back, ring and all.
  */
-#include "victim.h"
+#include "ring.h"
 #include <sys/prctl.h>
 
 enum { ELDER, SON, LONER, MEMBER, HEIR, FORKER, STAGES, WINDOW = 12, BALLAST = 24 };
@@ -17,24 +17,6 @@ struct message {
 static int ring[STAGES + 1][2];
 static pid_t self, parent, session, group;
 static unsigned char *ballast;
-
-static void get(int fd, struct message *message) {
-    size_t have = 0;
-    while (have < sizeof *message) {
-        ssize_t got = read(fd, (char *)message + have, sizeof *message - have);
-        if (got == 0)
-            _exit(0);
-        if (got < 0)
-            wrong("read of a pipe: %s", strerror(errno));
-        else
-            have += (size_t)got;
-    }
-}
-
-static void put(int fd, const struct message *message) {
-    if (write(fd, message, sizeof *message) != sizeof *message)
-        wrong("short write to a pipe");
-}
 
 static void know_myself(void) {
     self = getpid(), parent = getppid(), session = getsid(0), group = getpgrp();
@@ -71,7 +53,7 @@ __attribute__((noreturn)) static void stage(int me) {
     }
     struct message message;
     for (uint64_t count = 0;; count++) {
-        get(ring[me][0], &message);
+        get_bytes(ring[me][0], &message, sizeof message);
         check_myself(count);
         if (me == FORKER)
             fork_one(count);
@@ -80,7 +62,7 @@ __attribute__((noreturn)) static void stage(int me) {
         message.hash = victim_reason[0] ? 0xBAD : mix(message.hash, count * STAGES + (uint64_t)me);
         if (count % 8 == (uint64_t)me)
             usleep(500);
-        put(ring[me + 1][1], &message);
+        put_bytes(ring[me + 1][1], &message, sizeof message);
     }
 }
 
@@ -281,9 +263,9 @@ int main(void) {
         struct message message;
         for (; sent < received + WINDOW; sent++) {
             message = (struct message){sent, sent};
-            put(ring[0][1], &message);
+            put_bytes(ring[0][1], &message, sizeof message);
         }
-        get(ring[STAGES][0], &message);
+        get_bytes(ring[STAGES][0], &message, sizeof message);
         uint64_t hash = received;
         for (uint64_t i = 0; i < STAGES; i++)
             hash = mix(hash, received * STAGES + i);

@@ -2,41 +2,23 @@
  * mixes its own count into the message, and the parent knows what must come back: a message that is lost, doubled or out
  * of order, or a child whose memory does not fit the others' shows at once.
  */
-#include "victim.h"
+#include "ring.h"
 
 enum { CHILDREN = 3, WINDOW = 40 };
 struct message {
     uint64_t sequence, hash, padding[30];
 };
 
-static void get(int fd, struct message *message) {
-    size_t have = 0;
-    while (have < sizeof *message) {
-        ssize_t got = read(fd, (char *)message + have, sizeof *message - have);
-        if (got == 0)
-            _exit(0);
-        if (got < 0)
-            wrong("read of a pipe: %s", strerror(errno));
-        else
-            have += (size_t)got;
-    }
-}
-
-static void put(int fd, const struct message *message) {
-    if (write(fd, message, sizeof *message) != sizeof *message)
-        wrong("short write to a pipe");
-}
-
 static void child(int me, int in, int out) {
     struct message message;
     for (uint64_t count = 0;; count++) {
-        get(in, &message);
+        get_bytes(in, &message, sizeof message);
         if (victim_reason[0] || message.sequence != count || message.padding[count % 30] != mix(message.sequence, count % 30))
             message.hash = 0xBAD;
         message.hash = mix(message.hash, count * CHILDREN + (uint64_t)me);
         if (count % 8 == 0)
             usleep(300);
-        put(out, &message);
+        put_bytes(out, &message, sizeof message);
     }
 }
 
@@ -66,9 +48,9 @@ int main(void) {
             message.hash = sent;
             for (uint64_t i = 0; i < 30; i++)
                 message.padding[i] = mix(sent, i);
-            put(pipes[0][1], &message);
+            put_bytes(pipes[0][1], &message, sizeof message);
         }
-        get(pipes[CHILDREN][0], &message);
+        get_bytes(pipes[CHILDREN][0], &message, sizeof message);
         uint64_t hash = received;
         for (uint64_t i = 0; i < CHILDREN; i++)
             hash = mix(hash, received * CHILDREN + i);
