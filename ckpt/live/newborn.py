@@ -23,6 +23,7 @@ from contextlib import suppress
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -174,4 +175,7 @@ def _refused(code: int, pid: int) -> CkptError:
         return RefusedError(f"pid {pid}: {why}: end it, or restore with --new-pid or --pid-namespace")
     if code in (-errno.EPERM, -errno.EACCES):
         return PermissionDeniedError(f"pid {pid}: choosing it needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN: run as root, or use --new-pid")
+    if code == -errno.EINVAL and all(line.split()[4] != "/" for line in Path("/proc/self/mountinfo").read_text().splitlines()):
+        chroot = "the root directory is no mount (a chroot), so no mount namespace can be made private"
+        return RefusedError(f"pid {pid}: {chroot}: run ckpt outside the chroot, or enter the folder by pivot_root")
     return CkptError(f"no process can be made for pid {pid}: {os.strerror(-code)}")
