@@ -143,6 +143,7 @@ MAY: tuple[May, ...] = (
     May("descriptor", "locks", "locks are not taken, they would be seen outside", "(file)"),
     *(May("descriptor", name, "a FIFO of its own stands in: others would see what happens in the machine's", "(fifo)") for name in _FIFO),
     *(May("descriptor", name, "the number of a pty may be another's meanwhile", "(pty)") for name in ("index", "path")),
+    May("attribute", "index", "the number of a pty may be another's meanwhile", "terminal of"),
     May("descriptor", "expires", "an instant is known as what remains and the clock, read one after the other", "timerfd", _instant),
     May("descriptor", "remaining", "timers run on while the process stands still", "timerfd", _remaining),
 )

@@ -18,6 +18,7 @@ from ckpt.kinds.base import Answer, RawTask, Unsupported, with_outside
 from ckpt.kinds.fd.locks import with_locks_of
 from ckpt.kinds.groups import with_others
 from ckpt.kinds.table import table
+from ckpt.kinds.task.terminal import own_terminals
 from ckpt.live import core, records
 from ckpt.live.advice import Adviser, described
 from ckpt.live.doctor import machine
@@ -146,6 +147,7 @@ class Parser:
         start = self.raw.threads[root].start_ticks
         files = with_others(with_outside(sorted(self.files.values(), key=lambda file: file.id)))
         zombies = tuple(_zombie(texts) for texts in self.raw.zombies.values())
+        tasks = own_terminals(tasks, zombies, files)
         return Snapshot(PidRef(root, start), tasks, files, objects, machine(), taken_at, zombies)
 
     def _task(self, process: RawProcess) -> Task:

@@ -11,7 +11,7 @@ from typing import Any
 from ckpt.errors import RefusedError
 from ckpt.live import fifos, processes, watches
 from ckpt.live.terminals import Terminal
-from ckpt.model import OpenFile, Snapshot
+from ckpt.model import OpenFile, Snapshot, State, Task
 
 
 class Files:
@@ -25,6 +25,7 @@ class Files:
         self._keep = keep
         self._members = {thread.tid for task in wanted.tasks for thread in task.threads}
         self._names = _names(wanted)
+        self._controlling: dict[int, State] = {}  #: pty of then -> what its session needs to get it as its controlling terminal
         self._at = self._terminals(wanted)
         known: dict[str, Callable[[OpenFile], dict[str, Any]]] = {
             "pty": self._terminal,
@@ -34,7 +35,7 @@ class Files:
         }
         held = watches.located(wanted, keep)
         changed = (self._learnt(file, known[file.kind]) if file.kind in known and file.id in self._names else file for file in held.files)
-        self.wanted = replace(held, files=tuple(changed))
+        self.wanted = replace(held, files=tuple(changed), tasks=tuple(map(self._controlled, held.tasks)))
 
     def _learnt(self, file: OpenFile, find: Callable[[OpenFile], dict[str, Any]]) -> OpenFile:
         try:
@@ -51,13 +52,25 @@ class Files:
         for master in sorted((file for file in ends if file.state["master"]), key=lambda file: int(file.state["index"])):
             index = master.state["index"]
             made = Terminal(master, self._keep)
-            found |= made.ends(master, [file for file in ends if not file.state["master"] and file.state["index"] == index])
+            slaves = [file for file in ends if not file.state["master"] and file.state["index"] == index]
+            found |= made.ends(master, slaves)
+            if slaves:  # a terminal that nobody has open controls nobody
+                self._controlling[index] = {"index": made.index, "at": found[slaves[0].id]}
             if made.index != index:
                 self.warnings.append(f"{self._names[master.id]}: pty {index} is somebody else's by now: it is pty {made.index}")
         return found
 
     def _terminal(self, file: OpenFile) -> dict[str, Any]:
         return {"at": self._at[file.id]} if file.id in self._at else {}
+
+    def _controlled(self, task: Task) -> Task:
+        state = task.attributes.get("terminal")
+        if not state:
+            return task
+        found = self._controlling.get(state["index"])
+        if found is None:
+            self.warnings.append(f"task {task.pid} ({task.comm}): its controlling terminal pty {state['index']} is not brought back")
+        return replace(task, attributes={**task.attributes, "terminal": {**state, **found} if found else {}})
 
     # ---- files with names ----
 

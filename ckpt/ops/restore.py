@@ -117,7 +117,8 @@ def restore(
 
 
 def _newborns(request: Request, wanted: Snapshot, streams: Streams) -> Newborns:
-    return Newborns(wanted, request.place, streams.numbers, namespaces=CLONE_NEWNS, own_session=not request.foreground)
+    own_session = not request.foreground or bool(wanted.task(wanted.root.pid).attributes.get("terminal"))
+    return Newborns(wanted, request.place, streams.numbers, namespaces=CLONE_NEWNS, own_session=own_session)
 
 
 def _rehearse(request: Request, wanted: Snapshot, streams: Streams, old: PidRef) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+from ckpt.kinds.task.terminal import doubted
 from ckpt.model import Plan, Snapshot, Stage, Task
 from ckpt.plan.attributes import plan_attributes
 from ckpt.plan.batch import Batch
@@ -70,7 +71,7 @@ def plan(
     warnings += objects.warnings
     tables = plan_tables(now, wanted, tcp, reserved or {}, world, objects=objects, newborn=restoring, scratch=scratch)
     for task in wanted.tasks:
-        before = now.task(task.pid)
+        before = doubted(now.task(task.pid), newborn)
         fresh, has = task.pid in newborn, shared(task, wanted)
         frame = Frame(before, task, (now.features, wanted.features)) if fresh and "vm" not in has else None
         layout = LayoutPlan() if "vm" in has else plan_layout(before, task, now.files, world, frame, objects)

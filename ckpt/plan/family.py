@@ -7,7 +7,8 @@ Invariants
     that; else by a sibling that is in it (CLONE_PARENT), or by a leader for a moment, where the session's own has died.
  2. A group whose leader has died gets a leader for a moment too: it takes the number, the members join, it dies and is collected.
  3. What processes share (memory, descriptors, cwd, handlers) they have by birth: the child is cloned by one that has it.
- 4. Who is dead in the end lives until all others have what they need of it (a group's number); then it dies as it died then.
+ 4. A controlling terminal is acquired by its session's leader before that has children of the session, and theirs by birth.
+ 5. Who is dead in the end lives until all others have what they need of it (a group's number); then it dies as it died then.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from ckpt.kinds.base import call
+from ckpt.kinds.task.terminal import acquire
 from ckpt.model import SIGCHLD, RemoteCall, Snapshot, Task, Zombie
 from ckpt.syscalls.names import nr
 
@@ -140,6 +142,7 @@ class Family:
             yield from self._birth(pid, child)
         if own:
             yield self._setsid(pid)
+        yield from self._acquire(pid)
         for child in self.children[pid]:
             if child in early or child not in born:
                 yield from self._descend(child)
@@ -264,6 +267,14 @@ class Family:
     def _setsid(self, pid: int) -> Step:
         self.at[pid] = Place(pid, pid)
         return Step(pid, session=True)
+
+    def _acquire(self, pid: int) -> Iterator[Step]:
+        """The controlling terminal: before it has children, who have it by birth."""
+        one = self.members[pid]
+        state = one.attributes.get("terminal", {}) if isinstance(one, Task) else {}
+        fresh = pid in self.born or self.restoring
+        if fresh and "foreground" in state and self.at[pid].sid == pid:
+            yield Step(pid, call=acquire(state))
 
     # ---- the dead ----
 

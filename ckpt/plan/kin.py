@@ -219,7 +219,7 @@ def _copy(parent: Task, task: Task) -> Task:
         threads=(_born(leader, task.pid),),
         descriptors=(),
         pending=(),
-        attributes=_inherited(parent.attributes),
+        attributes={**_inherited(parent.attributes), **_terminal(task)},
         exit_signal=task.exit_signal,
         stopped=0,
         shares=task.shares,
@@ -232,6 +232,14 @@ def _born(leader: Thread, tid: int) -> Thread:
 
 def _inherited(attributes: Mapping[str, State]) -> dict[str, State]:
     return {name: {} if name in _NOT_INHERITED else state for name, state in attributes.items()}
+
+
+def _terminal(task: Task) -> dict[str, State]:
+    """The family's steps give it its own (invariant 4 there), with its leader's group in the foreground."""
+    state = task.attributes.get("terminal")
+    if not state:
+        return {"terminal": {}}
+    return {"terminal": {**state, "foreground": task.pid} if "foreground" in state else state}
 
 
 def emptied(parent: Task, flags: int) -> list[RemoteCall]:

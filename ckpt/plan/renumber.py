@@ -29,7 +29,8 @@ def _task(task: Task, numbers: Mapping[int, int]) -> Task:
     names = {name: numbers.get(getattr(task, name), getattr(task, name)) for name in _NUMBERS}
     shares = {what: numbers.get(pid, pid) for what, pid in task.shares.items()}
     threads = sorted((_thread(thread, numbers) for thread in task.threads), key=lambda thread: (thread.tid != names["pid"], thread.tid))
-    attributes = {name: _timers(state, numbers) if name == "posix_timers" else state for name, state in task.attributes.items()}
+    renamed = {"posix_timers": _timers, "terminal": _foreground}
+    attributes = {name: renamed[name](state, numbers) if name in renamed else state for name, state in task.attributes.items()}
     return replace(task, **names, shares=shares, threads=tuple(threads), attributes=attributes)
 
 
@@ -51,3 +52,8 @@ def _timers(state: State, numbers: Mapping[int, int]) -> State:
         key: {**timer, "tid": numbers.get(timer["tid"], timer["tid"])} for key, timer in state.get("timers", {}).items()
     }
     return {**state, "timers": timers} if "timers" in state else state
+
+
+def _foreground(state: State, numbers: Mapping[int, int]) -> State:
+    group = state.get("foreground")
+    return {**state, "foreground": numbers.get(group, group)} if group else state

@@ -18,7 +18,8 @@ class Stat:
     ppid: int  #: 4
     pgid: int  #: 5
     sid: int  #: 6
-    tty_nr: int  #: 7
+    tty_nr: int  #: 7, of the controlling terminal
+    tpgid: int  #: 8, its foreground group; -1: there is none
     flags: int  #: 9, PF_*
     utime: int  #: 14, clock ticks
     stime: int  #: 15, clock ticks
@@ -50,7 +51,7 @@ class Stat:
 
 
 _NUMBERS = {
-    "ppid": 4, "pgid": 5, "sid": 6, "tty_nr": 7, "flags": 9, "utime": 14, "stime": 15, "nice": 19, "num_threads": 20,
+    "ppid": 4, "pgid": 5, "sid": 6, "tty_nr": 7, "tpgid": 8, "flags": 9, "utime": 14, "stime": 15, "nice": 19, "num_threads": 20,
     "start_ticks": 22, "start_code": 26, "end_code": 27, "start_stack": 28, "exit_signal": 38, "rt_priority": 40, "policy": 41,
     "start_data": 45, "end_data": 46, "start_brk": 47, "arg_start": 48, "arg_end": 49, "env_start": 50, "env_end": 51,
     "exit_code": 52,

@@ -26,7 +26,8 @@ from tests.unit.here import ask, run
 LIBC = ctypes.CDLL(None, use_errno=True)
 NAMES = (
     "altstack", "autogroup", "cgroup", "comm", "credentials", "cwd", "ioprio", "itimers", "memory", "oom_score", "personality",
-    "posix_timers", "prctl", "prctl_thread", "rlimits", "robust_list", "root", "rseq", "scheduling", "sigactions", "tid_address", "umask",
+    "posix_timers", "prctl", "prctl_thread", "rlimits", "robust_list", "root", "rseq", "scheduling", "sigactions", "terminal",
+    "tid_address", "umask",
 )  # fmt: skip
 
 

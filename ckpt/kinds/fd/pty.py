@@ -14,12 +14,12 @@ from collections.abc import Sequence
 
 from ckpt.kinds.base import CannotUndo, RawDescriptor, Unsupported, Wants, Work, call, result, same, set_flags
 from ckpt.kinds.fd.file import O_ONCE
+from ckpt.kinds.task.terminal import SLAVES
 from ckpt.model import OpenFile, RemoteCall
 from ckpt.procfs import parse_fdinfo
 from ckpt.syscalls.names import nr
 
 MASTER = (5, 2)
-SLAVES = range(136, 144)
 TCSETS2, TIOCSWINSZ, TIOCPKT, TIOCSPTLCK = 0x402C_542B, 0x5414, 0x5420, 0x4004_5431
 _O_NOCTTY = 0o400
 _TERMIOS, _WINSIZE = 44, 8
@@ -82,7 +82,7 @@ class Pty:
         state, path = wanted.state, wanted.state["path"]
         if "at" in state:
             return [call(nr("dup"), state["at"], note=f"{path}, made anew")]
-        if not state.get("outside"):
+        if state["master"]:  # a slave can be opened for as long as its master is there; where that one goes, it refuses
             raise CannotUndo(f"{path}: pty {state['index']} is gone")
         if "(" in path:
             raise CannotUndo(f"terminal {path} has gone")
