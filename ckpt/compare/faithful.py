@@ -14,6 +14,7 @@ from typing import Any
 
 from ckpt.compare.canonical import canonical
 from ckpt.compare.snapshots import Difference, Field, compare
+from ckpt.kinds.fd.sigio import members as owners
 from ckpt.model import Mapping, Snapshot, Task
 
 SI_TIMER = -2
@@ -26,6 +27,7 @@ RESTART_SYSCALL, RESTART_BLOCK_CALLS = 219, (7, 35, 202, 230)  #: poll, nanoslee
 class Context:
     elapsed_ns: int  #: at most so much time has passed for the clocks of the restored tree
     members: frozenset[int]  #: pids of the tree
+    owners: frozenset[tuple[str, int]] = frozenset()  #: who can be told of a descriptor, and is of the tree
 
 
 Judge = Callable[[Any, Any, Context], bool]
@@ -44,6 +46,10 @@ class May:
 
 def _outside(before: Any, _after: Any, context: Context) -> bool:
     return before not in context.members
+
+
+def _stranger(before: Any, after: Any, context: Context) -> bool:
+    return after is None and tuple(before) not in context.owners
 
 
 def _gone_on(before: Any, after: Any, context: Context) -> bool:
@@ -139,6 +145,7 @@ MAY: tuple[May, ...] = (
     May("descriptor", "written", "a connection that is made again counts its bytes from none", "(tcp)"),
     May("descriptor", "mode", "a socket's name is bound in a file system of its own while it is verified", "(unix)", _unseen),
     May("descriptor", "owner", "a socket's name is bound in a file system of its own while it is verified", "(unix)", _unseen),
+    May("descriptor", "sigio_to", "whom it signals is outside the tree", judge=_stranger),
     May("descriptor", "size", "a file's contents are the file system's", "(file)"),
     May("descriptor", "locks", "locks are not taken, they would be seen outside", "(file)"),
     *(May("descriptor", name, "a FIFO of its own stands in: others would see what happens in the machine's", "(fifo)") for name in _FIFO),
@@ -151,7 +158,7 @@ MAY: tuple[May, ...] = (
 
 def unfaithful(wanted: Snapshot, found: Snapshot, elapsed_ns: int) -> list[Difference]:
     """Differences that no reason covers. Both with the same numbers of processes."""
-    context = Context(elapsed_ns, frozenset(task.pid for task in wanted.tasks))
+    context = Context(elapsed_ns, frozenset(task.pid for task in wanted.tasks), owners(wanted))
     found = replace(found, tasks=tuple(_as_unknown(task, wanted) for task in found.tasks))
     left = []
     # Shared objects are compared by their pages and their sizes, where they are reached (ops/verify_pages.py).

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from ckpt.kinds.base import Answer, FdKind, Question, TaskKind, Wants, fd_kinds, task_kinds
+from ckpt.kinds.fd import sigio
 
 #: Read for every process whatever the kinds want: who it is and how its memory lies.
 PROCESS_FILES = ("stat", "status", "maps")
@@ -42,7 +43,7 @@ def table() -> Table:
     thread = [name for kind in attributes if kind.per_thread for name in kind.proc_files]
     return Table(
         tuple(descriptors),
-        tuple(row for kind in descriptors for row in kind.wants),
+        tuple(sigio.asked(row) for kind in descriptors for row in kind.wants),
         tuple(attributes),
         questions,
         tuple(dict.fromkeys((*PROCESS_FILES, *process))),

@@ -16,6 +16,7 @@ from stat import S_IMODE, S_ISSOCK
 from ckpt.errors import CkptError, RefusedError
 from ckpt.kinds.base import Answer, RawTask, Unsupported, with_outside
 from ckpt.kinds.fd.locks import with_locks_of
+from ckpt.kinds.fd.sigio import with_owner
 from ckpt.kinds.groups import with_others
 from ckpt.kinds.table import table
 from ckpt.kinds.task.terminal import own_terminals
@@ -232,7 +233,7 @@ class Parser:
         try:
             if kind is None:
                 raise Unsupported(f"{fd.link}: not supported")
-            self.files[identity] = _with_owner(fd.pid, kind.parse(raw))
+            self.files[identity] = with_owner(_with_name(fd.pid, kind.parse(raw)), raw)
         except Unsupported as reason:
             raise RefusedError(refusal(fd.fd, fd.pid, comm, str(reason))) from None
         return identity
@@ -287,7 +288,7 @@ def _with_identity(pid: int, mapping: Mapping) -> Mapping:
     return replace(mapping, backing=replace(backing, size=size, mtime_ns=mtime)) if size >= 0 else mapping
 
 
-def _with_owner(pid: int, file: OpenFile) -> OpenFile:
+def _with_name(pid: int, file: OpenFile) -> OpenFile:
     """A socket that is bound to a name learns permissions and owner of the file there, which bind makes anew."""
     name = file.state.get("name", "")
     if not name.startswith("/"):

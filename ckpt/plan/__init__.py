@@ -80,6 +80,7 @@ def plan(
         refusals += [*layout.refusals, *tables[task.pid].refusals, *attributes.refusals, *threads.refusals]
         warnings += [*layout.warnings, *tables[task.pid].warnings, *attributes.warnings]
         table = tables[task.pid]
+        layout.finish.extend(table.told.calls)
         found = (layout.batch, table.freed, table.made, table.shared, table.placed, *attributes.batches, layout.finish)
         batches |= {(name, task.pid): batch for name, batch in zip(STAGES, found, strict=True)}
         ends[task.pid], spawns[task.pid] = threads.end, threads.spawn

@@ -1,11 +1,12 @@
 """The descriptor tables: which numbers are closed, kept, moved, made again, so that `now` becomes `wanted`.
 
-What becomes of each open file is decided in fates.py; here it gets its numbers, in four stages of all tasks:
+What becomes of each open file is decided in fates.py; here it gets its numbers, in stages of all tasks:
 
     freed   sockets that go are closed: their names and ports are needed by those that are made
     made    each task makes what it is to make and lifts it, and what must move, above its tables
     shared  whoever lacks an open file that another task has pulls it from there (pidfd_open, pidfd_getfd)
     placed  what goes is closed, what was lifted is dup'ed to its numbers, contents and positions are brought back
+    told    much later, who is signalled of each open file (kinds/fd/sigio.py)
 
 Invariants
  1. Sharing is kept explicit: one wanted open file is made or moved once in the whole tree and dup'ed to all its numbers.
@@ -18,10 +19,11 @@ Invariants
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from ckpt.kinds.base import FdKind, fd_kinds, result, value
+from ckpt.kinds.fd import sigio
 from ckpt.model import OpenFile, RemoteArg, Snapshot, Task
 from ckpt.plan import batch as b
 from ckpt.plan.batch import Batch
@@ -45,13 +47,14 @@ class TablePlan:
     made: Batch = field(default_factory=Batch)
     shared: Batch = field(default_factory=Batch)
     placed: Batch = field(default_factory=Batch)
+    told: Batch = field(default_factory=Batch)
     refusals: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     ended: frozenset[int] = frozenset()  #: of the whole tree
 
     @property
     def calls(self) -> list[object]:
-        return [*self.freed.calls, *self.made.calls, *self.shared.calls, *self.placed.calls]
+        return [*self.freed.calls, *self.made.calls, *self.shared.calls, *self.placed.calls, *self.told.calls]
 
 
 def plan_tables(
@@ -76,7 +79,8 @@ def plan_tables(
     plans = {pid: TablePlan(refusals=said.refusals, warnings=said.warnings, ended=ended) for pid, said in fates.said.items()}
     if not any(plan.refusals for plan in plans.values()):
         own = [task for task in wanted.tasks if "files" not in task.shares]
-        tables = {task.pid: _Table(fates, now.task(task.pid), task, reserved.get(task.pid, -1), plans[task.pid]) for task in own}
+        members = sigio.members(wanted)
+        tables = {task.pid: _Table(fates, now.task(task.pid), task, reserved.get(task.pid, -1), plans[task.pid], members) for task in own}
         for table in tables.values():
             table.free()
         for table in tables.values():
@@ -91,8 +95,9 @@ def plan_tables(
 class _Table:
     """One task's table on its way."""
 
-    def __init__(self, fates: Fates, now: Task, wanted: Task, seat: int, plan: TablePlan) -> None:
-        self.fates, self.pid, self.seat, self.plan = fates, wanted.pid, seat, plan
+    def __init__(self, fates: Fates, now: Task, wanted: Task, seat: int, plan: TablePlan, members: Collection[tuple[str, int]]) -> None:
+        self.fates, self.pid, self.comm, self.seat, self.plan = fates, wanted.pid, wanted.comm, seat, plan
+        self.members = members
         self.here = {item.fd: item for item in now.descriptors}
         self.there = {item.fd: item for item in wanted.descriptors}
         self.above = max((*self.here, *self.there, seat), default=0) + 1
@@ -204,6 +209,17 @@ class _Table:
         mine = dict.fromkeys(item.file for item in self.there.values() if fates.at_wanted[item.file][0][0] == self.pid)
         for identity in sorted(mine, key=lambda item: (_rank(fates.there[item]), item)):
             batch.extend(fates.of[identity].adjust)
+        for identity in mine:
+            self._tell(identity)
+
+    def _tell(self, identity: int) -> None:
+        file, source, fd = self.fates.there[identity], self.fates.of[identity].source, self.fates.at_wanted[identity][0][1]
+        known, goal = (one.state.get("sigio_to") if one else None for one in (source, file))
+        if goal and goal != known and tuple(goal) not in self.members:
+            who = f"fd {fd} of task {self.pid} ({self.comm})"
+            self.plan.warnings.append(f"{who}: it signals {goal[0]} {goal[1]}, which is not of the tree: that is not brought back")
+            file = replace(file, state={**file.state, "sigio_to": known})
+        self.plan.told.extend(sigio.restore(fd, source, file))
 
 
 def _rank(file: OpenFile) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ckpt.kinds.fd import sigio
 from ckpt.model import OpenFile, PidRef, Snapshot, State, Task, Thread, Zombie
 
 _NUMBERS = ("pid", "ppid", "pgid", "sid")
@@ -19,7 +20,7 @@ def renumbered(snapshot: Snapshot, numbers: Mapping[int, int]) -> Snapshot:
     if all(old == new for old, new in numbers.items()):
         return snapshot
     root = PidRef(numbers.get(snapshot.root.pid, snapshot.root.pid), snapshot.root.start_ticks)
-    files = tuple(_pidfd(file, numbers) if file.kind == "pidfd" else file for file in snapshot.files)
+    files = tuple(sigio.renumbered(_pidfd(file, numbers) if file.kind == "pidfd" else file, numbers) for file in snapshot.files)
     tasks = tuple(_task(task, numbers) for task in snapshot.tasks)
     zombies = tuple(_zombie(dead, numbers) for dead in snapshot.zombies)
     return replace(snapshot, root=root, tasks=tasks, files=files, zombies=zombies)

@@ -21,6 +21,7 @@
  *   UNNAMED     no bytes; as CONTENTS
  *   QUEUED      i32 bytes or -errno
  *   TEXT        what it says, at most 255 bytes
+ *   OWNER       i32 type, number, signal; no record where nothing is set
  *   DUPLICATE   no record: struct ckpt_fd.duplicate is our number
  *
  * The work is done once for an open file description, under the first descriptor that shows it (processes in the order of
@@ -43,7 +44,8 @@
 enum {
     DENTS_BYTES = 32 << 10,
     LINK_ROOM = 4096,
-    WORK_BY_DUPLICATE = CKPT_W_DUPLICATE | CKPT_W_PIPE | CKPT_W_SOCKET | CKPT_W_PEEK | CKPT_W_SEALS | CKPT_W_TTY | CKPT_W_QUEUED | CKPT_W_TEXT,
+    WORK_BY_DUPLICATE = CKPT_W_DUPLICATE | CKPT_W_PIPE | CKPT_W_SOCKET | CKPT_W_PEEK | CKPT_W_SEALS | CKPT_W_TTY | CKPT_W_QUEUED | CKPT_W_TEXT |
+                        CKPT_W_OWNER,
     CLOEXEC_FLAG = 02000000,
 };
 

@@ -78,6 +78,16 @@ static int text(struct window *window, const struct open_fd *entry, int dup) {
     return got < 0 ? 0 : answer(window, entry, CKPT_W_TEXT, said, (size_t)got);
 }
 
+/* F_GETOWN_EX shows no owner that has ended. */
+static int owner(struct window *window, const struct open_fd *entry, int dup) {
+    struct f_owner_ex told = {0};
+    int signal = sys_fcntl(dup, F_GETSIG, 0);
+    if (sys_fcntl(dup, F_GETOWN_EX, (long)(intptr_t)&told) < 0 || signal < 0 || (!told.pid && !signal))
+        return 0;
+    int32_t bytes[] = {told.type, told.pid, signal};
+    return answer(window, entry, CKPT_W_OWNER, bytes, sizeof bytes);
+}
+
 /* An end that can be read: the duplicate itself, or an end of our own through /proc. -1: there is nothing to read. */
 static int readable_end(struct window *window, const struct open_fd *entry, int dup, short revents, int *ret_own) {
     if ((entry->flags & O_ACCMODE) != O_WRONLY)
@@ -149,5 +159,7 @@ int fd_work(struct window *window, const struct open_fd *entry, int dup, const s
         error = queued(window, entry, dup);
     if (!error && dup >= 0 && (want->work & CKPT_W_TEXT))
         error = text(window, entry, dup);
+    if (!error && dup >= 0 && (want->work & CKPT_W_OWNER))
+        error = owner(window, entry, dup);
     return error ? error : fd_socket(window, entry, dup, want);
 }

@@ -183,6 +183,21 @@ CASES = {
         "tty.setraw(slave); fcntl.ioctl(master, 0x5414, struct.pack('<4H', 1, 2, 0, 0))",
         "[slave, two]",
     ),
+    "who is signalled": Case(
+        "ends = os.pipe(); pair = socket.socketpair(); event = libc.eventfd(0, 0); got = []; job = os.fork() or signal.pause(); "
+        "[signal.signal(n, lambda n, _: got.append(n)) for n in (signal.SIGIO, 40)]; os.getpgid(0) == os.getpid() or os.setpgid(0, 0); "
+        "told = lambda fd: [struct.unpack('<2i', fcntl.fcntl(fd, 16, bytes(8))), fcntl.fcntl(fd, 11), fcntl.fcntl(fd, fcntl.F_GETFL)]; "
+        "tell = lambda fd, sort, who: fcntl.fcntl(fd, 15, struct.pack('<2i', sort, who)); "
+        "tell(ends[0], 0, threading.get_native_id()); fcntl.fcntl(ends[0], 10, 40); tell(pair[0].fileno(), 2, os.getpgid(0)); "
+        "tell(event, 1, job); fds = (ends[0], pair[0].fileno()); "
+        "[fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | 0o20000) for fd in fds]",
+        "[told(fd) for fd in (*ends, pair[0].fileno(), pair[1].fileno(), event)] + [got]",
+        "[os.write(ends[1], b'x'), time.sleep(0.05), pair[1].send(b'x'), time.sleep(0.05), got]",
+        [1, None, 1, None, [40, 29]],
+        "tell(ends[0], 1, os.getpid()); fcntl.fcntl(ends[0], 10, 0); tell(ends[1], 1, job); tell(event, 0, 0); "
+        "fcntl.fcntl(pair[0].fileno(), fcntl.F_SETFL, 0)",
+        "[*ends, pair[0].fileno(), event]",
+    ),
     "a pty whose slave nobody has": Case(
         "master = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)",
         "[fcntl.ioctl(master, 0x80045430, bytes(4)), fcntl.ioctl(master, 0x80045439, bytes(4)), fcntl.fcntl(master, fcntl.F_GETFL)]",
@@ -436,3 +451,11 @@ def test_a_deleted_file_whose_name_or_directory_is_no_longer_free(ckpt: Ckpt, pr
     (warning,) = revive(ckpt, program, generation)["warnings"]
     assert "is gone" in warning
     assert program.tell("os.pread(fd, 9, 0)") == b"still"
+
+
+def test_whom_a_descriptor_signals_outside_is_told(ckpt: Ckpt, program: Asked) -> None:
+    generation = killed(ckpt, program, f"ends = os.pipe(); fcntl.fcntl(ends[0], 8, {os.getpid()}); fcntl.fcntl(ends[0], 10, 40)")
+    assert ckpt.run("verify", generation, "--json").json["differences"] == []
+    (warning,) = revive(ckpt, program, generation)["warnings"]
+    assert f"process {os.getpid()}, which is not of the tree" in warning
+    assert program.tell("[fcntl.fcntl(ends[0], 9), fcntl.fcntl(ends[0], 11)]") == [0, 40]

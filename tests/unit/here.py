@@ -72,6 +72,9 @@ def look(fd: int, identity: int = 0, watched: dict[int, int] | None = None) -> R
     elif link.startswith("/memfd:"):
         work[Work.SEALS] = struct.pack("<i", fcntl.fcntl(fd, 1034))
     fdinfo = Path(f"/proc/self/fdinfo/{fd}").read_text()
+    if not parse_fdinfo(fdinfo).flags & O_PATH:
+        told = (*struct.unpack("<2i", fcntl.fcntl(fd, 16, bytes(8))), fcntl.fcntl(fd, 11))
+        work |= {Work.OWNER: struct.pack("<3i", *told)} if any(told[1:]) else {}
     if link == "anon_inode:[eventpoll]":
         targets = [target.tfd for target in parse_fdinfo(fdinfo).epoll]
         work[Work.EPOLL] = b"".join(struct.pack("<ii", tfd, (watched or {}).get(tfd, -1)) for tfd in targets)
