@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from stat import S_IMODE
 from typing import Any
 
 from ckpt.live import core
@@ -115,7 +116,7 @@ def _guarded(mappings: tuple[Mapping, ...], found: Sequence[tuple[int, int]]) ->
 
 
 def described(objects: Sequence[SharedObject], tasks: Sequence[Task]) -> tuple[SharedObject, ...]:
-    """Seals of what is only mapped; identity, mode and owner of System V segments."""
+    """Seals and mode of what is only mapped; identity, mode and owner of System V segments."""
     at = {(m.backing.dev, m.backing.ino): (task.pid, m) for task in reversed(tasks) for m in task.mappings if m.backing.kind != "anonymous"}
     return tuple(_described(item, *at[item.dev, item.ino]) if (item.dev, item.ino) in at else item for item in objects)
 
@@ -131,7 +132,9 @@ def _described(item: SharedObject, pid: int, mapping: Mapping) -> SharedObject:
     with suppress(OSError):
         file = os.open(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return replace(item, state={"seals": fcntl.fcntl(file, F_GET_SEALS)}) if path.startswith("/memfd:") else item
+            if path.startswith("/memfd:"):
+                return replace(item, state={"seals": fcntl.fcntl(file, F_GET_SEALS)})
+            return replace(item, state={"mode": S_IMODE(os.fstat(file).st_mode)}) if mapping.backing.kind == "file" else item
         finally:
             os.close(file)
     return item

@@ -1,4 +1,4 @@
-"""Contents of shared objects (memfd, shared anonymous memory, System V segments) brought back: by offset, through a file.
+"""Contents of shared objects (memfd, shared anonymous memory, System V segments, deleted files) brought back: by offset, through a file.
 
 Writes to shared memory are not tracked, so everything is read and compared; only pages that differ are written. An object
 is reached through a mapping or a descriptor of a task that has it.
@@ -6,6 +6,7 @@ is reached through a mapping or a descriptor of a task that has it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -63,7 +64,7 @@ class Contents:
         if path is None or (made and not made.contents):
             return 0
         try:
-            file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            file = _opened(path, anew=made is not None)
         except OSError as error:
             raise CkptError(f"shared object {path}: cannot be written: {error.strerror}") from None
         try:
@@ -76,6 +77,16 @@ class Contents:
             raise CkptError(f"shared object {path}: cannot be brought back: {error.strerror}") from None
         finally:
             os.close(file)
+
+
+def _opened(path: str, *, anew: bool) -> int:
+    """Where nobody can write (a deleted file that is executed, say, or one on a read-only file system), reading shows that nobody has."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        if anew or error.errno not in (errno.ETXTBSY, errno.EROFS, errno.EACCES):
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _fill(file: int, item: SharedObject, source: Pages) -> int:

@@ -14,6 +14,7 @@ from stat import S_ISBLK, S_ISREG
 
 from ckpt.errors import CkptError, NotFoundError, PermissionDeniedError, RefusedError
 from ckpt.kinds.base import CautiousKind, FdKind, RawDescriptor, Unsupported, Work, is_a
+from ckpt.kinds.fd.file import unnamed_too_large
 from ckpt.kinds.table import table
 from ckpt.live import core, records
 from ckpt.live.core import Tree
@@ -97,9 +98,11 @@ def _task(pid: int, tasks: dict[int, Looked], *, root: bool) -> Iterator[Problem
     if status.seccomp:
         yield Problem(pid, False, f"task {pid} ({stat.comm}): has a seccomp filter: nothing is injected, every page is read and compared")
     for mapping in parse_maps((folder / "maps").read_bytes()):
-        reason = _mapping(mapping)
-        if reason:
-            yield Problem(pid, True, f"mapping {mapping.start:#x} of task {pid} ({stat.comm}): {reason}")
+        name = f"mapping {mapping.start:#x} of task {pid} ({stat.comm})"
+        if reason := _mapping(mapping):
+            yield Problem(pid, True, f"{name}: {reason}")
+        elif reason := _too_large(pid, mapping):
+            yield Problem(pid, False, f"{name}: {reason}")
 
 
 def _whole(pid: int, stat: Stat, status: Status) -> Iterator[str]:
@@ -157,6 +160,18 @@ def _mapping(mapping: Mapping) -> str | None:
     if path.startswith(("/dev/", "socket:")) and not path.startswith(("/dev/zero", "/dev/shm/", "/dev/null")):
         return f"device memory of {path}: not supported"
     return None
+
+
+def _too_large(pid: int, mapping: Mapping) -> str | None:
+    """Of a deleted file that is mapped: why it cannot be restored (native/src/objects.c, invariant 4)."""
+    if not mapping.backing.deleted or mapping.backing.kind != "file":
+        return None
+    try:
+        found = os.stat(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}")
+    except OSError:
+        return None
+    on_disk = os.major(found.st_dev) != 0
+    return unnamed_too_large(mapping.backing.path, found.st_size) if found.st_nlink == 0 and on_disk else None
 
 
 def _descriptors(tree: Tree, tasks: dict[int, Looked], seen: list[RawDescriptor]) -> Iterator[Problem]:

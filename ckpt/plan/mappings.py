@@ -78,7 +78,7 @@ def plan_layout(
     sources.close()
     if wanted.pid in objects.last:
         plan.finish.calls[:0] = objects.last[wanted.pid].calls
-    _warn_changed(plan, pieces, who)
+    _warn_changed(plan, pieces, who, objects)
     return plan
 
 
@@ -305,7 +305,7 @@ def _identity(backing: Backing) -> FileIdentity:
     return FileIdentity(backing.dev, backing.ino, backing.size, backing.mtime_ns)
 
 
-def _warn_changed(plan: LayoutPlan, pieces: Sequence[Piece], who: str) -> None:
+def _warn_changed(plan: LayoutPlan, pieces: Sequence[Piece], who: str, objects: Objects) -> None:
     changed = {
         piece.wanted.backing.path
         for piece in pieces
@@ -323,6 +323,7 @@ def _warn_changed(plan: LayoutPlan, pieces: Sequence[Piece], who: str) -> None:
         piece.wanted.backing.path
         for piece in pieces
         if piece.wanted and piece.wanted.backing.kind == "file" and piece.wanted.flags & b.MAP_SHARED and piece.wanted.prot & b.PROT_WRITE
+        if (piece.wanted.backing.dev, piece.wanted.backing.ino) not in objects.captured
     }
     for path in sorted(shared):
         plan.warnings.append(f"{who}: {path} is mapped shared: the file's contents are not rolled back")

@@ -7,7 +7,7 @@ contents open it by its entry in /proc/PID/map_files. It is unmapped when the pa
     memfd               memfd_create, ftruncate; seals are set by ckpt when the contents stand (they forbid writing them)
     shared anonymous    mmap: the anchor is the object
     System V segment    shmat of the same id; if it is gone, it is made again with that id (shm_next_id), key, mode, owner
-    deleted file        on tmpfs (others are not captured): created under its name where that is free, and unlinked
+    deleted file        created under its name where that is free, and unlinked
 
 Invariants
  1. An object that some task of now has is never made: its pages are brought back where it is.
@@ -55,6 +55,7 @@ class Anchor:
 class Objects:
     """What is made, for all tasks."""
 
+    captured: frozenset[Key] = frozenset()  #: whose contents the generation holds, made anew or not
     anchors: dict[Key, Anchor] = field(default_factory=dict)
     first: dict[int, Batch] = field(default_factory=dict)  #: pid -> calls before anything is unmapped
     last: dict[int, Batch] = field(default_factory=dict)  #: pid -> calls when the pages stand
@@ -106,7 +107,8 @@ class Objects:
 
 def plan_objects(now: Snapshot, wanted: Snapshot, world: Iterable[str], segments: Mapping[int, Segment]) -> Objects:
     """`world`: paths under which something stands. `segments`: the System V segments of the tasks' namespace."""
-    found = Objects({}, {task.pid: Batch() for task in wanted.tasks}, {task.pid: Batch() for task in wanted.tasks})
+    captured = frozenset((item.dev, item.ino) for item in wanted.objects)
+    found = Objects(captured, {}, {task.pid: Batch() for task in wanted.tasks}, {task.pid: Batch() for task in wanted.tasks})
     here = {(m.backing.dev, m.backing.ino) for task in now.tasks for m in task.mappings if m.backing.kind in ("object", "file")}
     here |= {(file.state["dev"], file.state["ino"]) for file in now.files if "ino" in file.state}
     places = _Places((*now.tasks, *wanted.tasks))

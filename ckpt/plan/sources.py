@@ -120,7 +120,7 @@ class Sources:
             return "the object is gone"
         there = self._world.get(backing.path)
         if backing.deleted or there is None:
-            return "the file is gone" + (": it had been deleted already" if backing.deleted else "")
+            return "the file is gone" + (": it had been deleted already, and its contents were not captured" if backing.deleted else "")
         return f"the file is another one by now (inode {there.ino}, it was {backing.ino})"
 
     def close(self) -> None:

@@ -209,7 +209,8 @@ struct map_line {
     uint64_t offset, ino;
     uint32_t dev_major, dev_minor;
     char perms[4];
-    char path[64]; /* cut; enough for [vdso] and /dev/zero */
+    char path[63]; /* cut; enough for [vdso] and /dev/zero */
+    bool deleted;  /* its whole path ends in " (deleted)" */
 };
 int maps_parse(const char *text, size_t bytes, struct map_line **ret_lines, size_t *ret_count);
 /* Without allocation; the number of lines, -ENOSPC if there are more than cap, -EBADMSG if the text is not whole. */

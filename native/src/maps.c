@@ -51,6 +51,9 @@ static void path(struct cursor *text, struct map_line *line) {
     size_t kept = length < sizeof line->path ? length : sizeof line->path - 1;
     memcpy(line->path, text->at, kept);
     memset(line->path + kept, 0, sizeof line->path - kept);
+    static const char deleted[] = " (deleted)";
+    size_t tail = sizeof deleted - 1;
+    line->deleted = length > tail && !memcmp(newline - tail, deleted, tail);
     text->at = newline + 1;
 }
 

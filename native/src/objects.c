@@ -1,5 +1,5 @@
 /* objects.c: memory that several mappings, descriptors or processes may share and that no named file keeps: shared anonymous
- * memory, memfd, System V segments, deleted files of tmpfs. Each is read once, through the file, as a space of its own
+ * memory, memfd, System V segments, deleted files. Each is read once, through the file, as a space of its own
  * (1000000 + n), and announced by CKPT_R_OBJECT with that number as index. Pages are by offset.
  *
  * Tracking does not see every write to them (pwrite, other mappings, other processes), so they are read whole each time;
@@ -9,7 +9,9 @@
  *  1. Identity is (device, inode) of the file itself; a second mapping or descriptor adds nothing.
  *  2. We read through an open of our own (/proc/PID/map_files, /proc/PID/fd): the target's position is not moved.
  *  3. A tail behind the end of the file reads as zeros.
- *  4. Runs come in order of pages; a page of zeros becomes ZERO and takes no room in the sink.
+ *  4. A deleted file that is only mapped is read if it is of tmpfs, or not larger than CKPT_UNNAMED_BYTES: it may be an old version of a
+ *     library, which nobody can bring back otherwise. Not of FUSE: who answers may stand still with the tree.
+ *  5. Runs come in order of pages; a page of zeros becomes ZERO and takes no room in the sink.
  */
 #define _GNU_SOURCE
 #include "capture.h"
@@ -20,6 +22,7 @@
 
 enum {
     TMPFS_TYPE = 0x01021994,
+    FUSE_TYPE = 0x65735546,
     CHUNK = 256 << 10,
 };
 static const unsigned long HUGETLBFS_TYPE = 0x958458f6;
@@ -147,21 +150,29 @@ static bool named_so(const struct map_line *line) {
 static bool may_be_object(const struct map_line *line) {
     if (!line->ino && !named_so(line))
         return false; /* a System V segment may have inode 0 */
-    return line->dev_major == 0 && line->path[0] == '/' && (named_so(line) || line->perms[3] == 's' || strstr(line->path, "(deleted)"));
+    return line->path[0] == '/' && (line->deleted || (line->dev_major == 0 && (named_so(line) || line->perms[3] == 's')));
+}
+
+/* A file with a name is the file system's, not ours. Where nothing is ever stored (no blocks) a file is a driver's. */
+static bool kept_by_nobody(int file, const struct stat *stat, bool named_so) {
+    struct statfs fs;
+    if (sys_statfs(file, &fs))
+        return false;
+    unsigned long type = (unsigned long)fs.f_type;
+    if (type == TMPFS_TYPE || type == HUGETLBFS_TYPE)
+        return named_so || !stat->st_nlink;
+    return !stat->st_nlink && S_ISREG(stat->st_mode) && fs.f_blocks && type != FUSE_TYPE && stat->st_size <= CKPT_UNNAMED_BYTES;
 }
 
 static int mapped_object(struct window *window, const struct task *task, const struct map_line *line) {
     char name[NAME_ROOM];
-    struct statfs fs;
     struct stat stat;
     proc_hex_range(name, "map_files/", line->start, line->end);
     _cleanup_close_ int file = sys_openat(task->dir, name, O_RDONLY);
     if (file < 0)
         return named_so(line) ? tree_fail(window->tree, file, "shared memory", task->pid, 0, -1, line->start, line->path) : 0;
-    if (sys_statfs(file, &fs) || ((unsigned long)fs.f_type != TMPFS_TYPE && (unsigned long)fs.f_type != HUGETLBFS_TYPE))
+    if (sys_statat(file, "", &stat, AT_EMPTY_PATH) || !kept_by_nobody(file, &stat, named_so(line)))
         return 0;
-    if (sys_statat(file, "", &stat, AT_EMPTY_PATH) || (stat.st_nlink && !named_so(line)))
-        return 0; /* a file with a name is the file system's, not ours */
     int error = capture_object(window, file, task->pid);
     return error ? tree_fail(window->tree, error, "shared memory", task->pid, 0, -1, line->start, line->path) : 0;
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.harness import WORKLOADS, Ckpt, Victim, times
-from tests.harness.ckpt import COMMAND
+from tests.harness.ckpt import COMMAND, ROOT
 from tests.harness.victim import PYTHON
 
 Start = Callable[..., Victim]
@@ -162,3 +163,19 @@ def test_many_lives(name: str, ckpt: Ckpt, victim: Start) -> None:
         assert verdict["faithful"], verdict["differences"]
         target.verify()
     ckpt.sound()
+
+
+def test_an_executed_file_that_was_replaced(ckpt: Ckpt, tmp_path: Path) -> None:
+    """As after an upgrade: its program goes on, and comes back, though nobody can execute that file again."""
+    program = tmp_path / "program"
+    shutil.copy(ROOT / "tests/workloads/bin/counter", program)
+    with Victim([str(program), str(tmp_path / "counter.txt")]) as target:
+        program.unlink()
+        program.write_text("the new version")
+        made = ckpt.snapshot(target.pid)
+        target.verify()
+        target.kill()
+        said = revive(ckpt, target, made["generation"])["warnings"]
+        assert any("the file that it executes is gone" in warning for warning in said)
+        target.verify()
+        assert ckpt.exact(target.pid)["parent"] == made["generation"]

@@ -68,6 +68,23 @@ CASES = {
         [2, b"456", b"789", b"0123456789ab"],
         fds="[one, two, three, four]",
     ),
+    "a deleted file that is only mapped": Case(
+        "libc.mmap.restype = ctypes.c_void_p; fd = os.open('gone', os.O_RDWR | os.O_CREAT, 0o640); os.write(fd, b'file' * 3000); "
+        "at = libc.mmap(None, 12288, 3, 2, fd, 0); shared = libc.mmap(None, 4096, 3, 1, fd, 8192); os.close(fd); os.unlink('gone'); "
+        "ctypes.memmove(at + 5000, b'mine', 4); ctypes.memmove(shared, b'ours', 4)",
+        "[ctypes.string_at(at, 12288), ctypes.string_at(shared, 4096)] + "
+        "[line.split()[1::4] for line in open('/proc/self/maps') if 'gone' in line]",
+        "[ctypes.memmove(shared + 8, b'both', 4) > 0, ctypes.string_at(at + 8200, 4), libc.mprotect(ctypes.c_void_p(at), 4096, 1)]",
+        [True, b"both", 0],
+        "ctypes.memmove(at, b'other', 5); ctypes.memmove(at + 5000, b'yours', 5); ctypes.memmove(shared + 100, b'others', 6)",
+    ),
+    "a library that was replaced": Case(
+        "import glob, shutil; shutil.copy(glob.glob('/lib/x86_64-linux-gnu/libz.so.1')[0], 'libold.so'); old = ctypes.CDLL('./libold.so'); "
+        "os.unlink('libold.so'); old.crc32.restype = ctypes.c_uint",
+        "old.crc32(0, b'123456789', 9)",
+        "[old.adler32(1, b'abc', 3), os.listdir('.')]",
+        [0x24D0127, []],
+    ),
     "two deleted files of one name": Case(
         "one = os.open('gone', os.O_RDWR | os.O_CREAT); os.unlink('gone'); two = os.open('gone', os.O_RDWR | os.O_CREAT); "
         "os.unlink('gone'); os.write(one, b'first'); os.write(two, b'second')",
@@ -459,3 +476,27 @@ def test_whom_a_descriptor_signals_outside_is_told(ckpt: Ckpt, program: Asked) -
     (warning,) = revive(ckpt, program, generation)["warnings"]
     assert f"process {os.getpid()}, which is not of the tree" in warning
     assert program.tell("[fcntl.fcntl(ends[0], 9), fcntl.fcntl(ends[0], 11)]") == [0, 40]
+
+
+def test_a_library_whose_name_another_has_by_then(ckpt: Ckpt, program: Asked, folder: Path) -> None:
+    generation = killed(
+        ckpt,
+        program,
+        "import shutil; shutil.copy('/lib/x86_64-linux-gnu/libz.so.1', 'lib.so'); old = ctypes.CDLL('./lib.so'); os.unlink('lib.so')",
+    )
+    (folder / "lib.so").write_text("the new one")
+    (warning,) = revive(ckpt, program, generation)["warnings"]
+    assert "lib.so" in warning
+    assert program.tell("[old.adler32(1, b'abc', 3), open('lib.so').read()]") == [0x24D0127, "the new one"]
+
+
+def test_a_deleted_file_that_is_mapped_and_too_large_is_told_at_once(ckpt: Ckpt, program: Asked) -> None:
+    program.tell("fd = os.open('gone', os.O_RDWR | os.O_CREAT); os.ftruncate(fd, 65 << 20); libc.mmap.restype = ctypes.c_void_p")
+    program.tell("at = libc.mmap(None, 4096, 3, 2, fd, 0); os.close(fd); os.unlink('gone')")
+    assert "cannot be restored" in ckpt.run("check", program.pid).out
+    generation = ckpt.snapshot(program.pid)["generation"]
+    program.tell("ctypes.memmove(at, b'other', 5)")
+    assert ckpt.run("rollback", generation, "--pid", program.pid).code == 0
+    assert program.tell("ctypes.string_at(at, 5)") == bytes(5)
+    program.kill()
+    ckpt.run("restore", generation).refused(3, "gone", "had been deleted already", "were not captured")

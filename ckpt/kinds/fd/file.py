@@ -45,6 +45,14 @@ def reopen(wanted: OpenFile) -> list[RemoteCall]:
     return [made, seek(result(0), wanted.pos), same(0)]
 
 
+def unnamed_too_large(path: str, size: int) -> str | None:
+    """Of a file that has been deleted: what is told of one that is too large to be captured."""
+    if size <= UNNAMED_BYTES:
+        return None
+    mib = f"{size // _MIB} MiB, more than {UNNAMED_BYTES // _MIB} MiB"
+    return f"{path} has been deleted and holds {mib}: its contents are not captured, it cannot be restored"
+
+
 class File:
     name = "file"
     order = 40
@@ -55,10 +63,7 @@ class File:
 
     def caution(self, raw: RawDescriptor) -> str | None:
         """For the pre-flight: what a snapshot will not hold."""
-        if raw.nlink or raw.size <= UNNAMED_BYTES:
-            return None
-        size = f"{raw.size // _MIB} MiB, more than {UNNAMED_BYTES // _MIB} MiB"
-        return f"{path_of(raw)} has been deleted and holds {size}: its contents are not captured, it cannot be restored"
+        return None if raw.nlink else unnamed_too_large(path_of(raw), raw.size)
 
     def parse(self, raw: RawDescriptor) -> OpenFile:
         info = parse_fdinfo(raw.fdinfo)
