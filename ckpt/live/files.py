@@ -32,6 +32,7 @@ class Files:
             "pidfd": self._process,
             "fifo": self._fifo,
             "file": self._file,
+            "procfile": self._of_process,
         }
         held = watches.located(wanted, keep)
         changed = (self._learnt(file, known[file.kind]) if file.kind in known and file.id in self._names else file for file in held.files)
@@ -90,6 +91,11 @@ class Files:
         return {"locks": []} if self._trial else {}
 
     # ---- processes ----
+
+    def _of_process(self, file: OpenFile) -> dict[str, Any]:
+        if file.state["pid"] and file.state["pid"] not in self._members:
+            raise RefusedError(f"{file.state['path']} is of a process outside the tree: close it before a snapshot")
+        return {}
 
     def _process(self, file: OpenFile) -> dict[str, Any]:
         if file.state["pid"] in self._members:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from ckpt.kinds.fd import procfile
 from ckpt.model import PidRef, Snapshot, Task, Thread, Zombie
 from ckpt.plan.renumber import renumbered
 
@@ -22,6 +23,7 @@ def reborn(wanted: Snapshot, now: Snapshot, numbers: Mapping[int, int]) -> Rebor
     if numbers:
         warnings.append(f"task {wanted.root.pid} is task {numbers[wanted.root.pid]} now: numbers that the program has remembered are stale")
     wanted = renumbered(wanted, numbers)
+    wanted = replace(wanted, files=tuple(procfile.renumbered(file, numbers) for file in wanted.files))
     tasks = []
     for task in wanted.tasks:
         born = now.task(task.pid)

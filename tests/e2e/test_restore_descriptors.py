@@ -112,6 +112,16 @@ CASES = {
         ["file", None],
         fds="fds",
     ),
+    "files of /proc": Case(
+        "fds = [os.open(f'/proc/{name}', os.O_RDONLY) for name in ('self/maps', 'self/stat', 'self/task', 'meminfo', '')]; "
+        "fds.append(os.open('/proc/self/comm', os.O_RDWR)); gone = [os.read(fds[0], 100), os.read(fds[1], 10)]",
+        "[[os.readlink(f'/proc/self/fd/{fd}'), os.lseek(fd, 0, 1)] for fd in fds]",
+        "[os.pread(fds[1], 100, 0).split()[0] == str(os.getpid()).encode(), os.listdir(fds[2]) == [str(os.getpid())], "
+        "os.listdir(fds[4]).count('self'), os.write(fds[5], b'renamed'), open('/proc/self/comm').read()]",
+        [True, True, 1, 7, "renamed\n"],
+        "[os.lseek(fd, 0, 0) for fd in fds]; os.dup2(fds[0], fds[3])",
+        "fds",
+    ),
     "a directory half read": Case(
         "[open(f'f{n}', 'w').close() for n in range(50)]; fd = os.open('.', os.O_RDONLY); room = bytearray(512); "
         "some = libc.syscall(217, fd, (ctypes.c_char * 512).from_buffer(room), 512); "
@@ -500,3 +510,14 @@ def test_a_deleted_file_that_is_mapped_and_too_large_is_told_at_once(ckpt: Ckpt,
     assert program.tell("ctypes.string_at(at, 5)") == bytes(5)
     program.kill()
     ckpt.run("restore", generation).refused(3, "gone", "had been deleted already", "were not captured")
+
+
+def test_a_file_of_proc_with_a_new_number(ckpt: Ckpt, program: Asked) -> None:
+    generation = killed(ckpt, program, "fd = os.open(f'/proc/self/task/{os.getpid()}/stat', os.O_RDONLY); old = os.getpid()")
+    revive(ckpt, program, generation, "--new-pid")
+    assert program.tell("os.pread(fd, 100, 0).split()[0] == os.readlink('/proc/self').encode()")
+
+
+def test_a_file_of_proc_of_another_process_is_named(ckpt: Ckpt, program: Asked) -> None:
+    generation = killed(ckpt, program, f"fd = os.open('/proc/{os.getpid()}/stat', os.O_RDONLY)")
+    ckpt.run("restore", generation).refused(3, "fd 3", f"/proc/{os.getpid()}/stat", "outside the tree")
