@@ -171,7 +171,7 @@ enum ckpt_work {
     CKPT_W_EPOLL = 512,     /* kcmp EPOLL_TFD for each tfd line */
     CKPT_W_UNNAMED = 1024,  /* CONTENTS, if it has no name any more (nlink 0) and is not larger than CKPT_UNNAMED_BYTES */
     CKPT_W_QUEUED = 2048,   /* FIONREAD */
-    CKPT_W_TEXT = 4096,     /* what it says to a read at its beginning (POSIX message queues) */
+    CKPT_W_MQUEUE = 4096,   /* of a POSIX message queue, and of nothing else: its attributes, and what it says to a read */
     CKPT_W_OWNER = 8192,    /* whom it signals, and by which signal */
 };
 #define CKPT_UNNAMED_BYTES (64 << 20)

@@ -23,6 +23,7 @@ IDENTITIES: Mapping[str, tuple[str, ...]] = {
     "tcp": ("ino", "waiting"),
     "udp": ("ino",),
     "memfd": ("ino",),
+    "mqueue": ("ino",),
     "netlink": ("ino",),
     "pidfd": ("ino",),
     "socket": ("ino",),

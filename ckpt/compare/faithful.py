@@ -145,6 +145,7 @@ MAY: tuple[May, ...] = (
     May("descriptor", "written", "a connection that is made again counts its bytes from none", "(tcp)"),
     May("descriptor", "mode", "a socket's name is bound in a file system of its own while it is verified", "(unix)", _unseen),
     May("descriptor", "owner", "a socket's name is bound in a file system of its own while it is verified", "(unix)", _unseen),
+    May("descriptor", "count", "messages belong to the machine", "(mqueue)"),
     May("descriptor", "sigio_to", "whom it signals is outside the tree", judge=_stranger),
     May("descriptor", "size", "a file's contents are the file system's", "(file)"),
     May("descriptor", "locks", "locks are not taken, they would be seen outside", "(file)"),

@@ -21,7 +21,7 @@ What C answers to each Work (little endian; n = bytes that follow). An answer th
                 TIOCGPTLCK, TIOCGPKT, TIOCGEXCL, TIOCGPGRP, TIOCGSID, FIONREAD
     UNNAMED     nothing: as CONTENTS, of a file without a name that is not larger than UNNAMED_BYTES
     QUEUED      i32: FIONREAD or -errno
-    TEXT        what a read at its beginning gives
+    MQUEUE      of POSIX message queues alone: i64 flags, room, size of a message, count (mq_getattr), then the text that a read gives
     OWNER       i32 type (F_OWNER_*), i32 number, i32 signal: F_GETOWN_EX and F_GETSIG; no answer where none is set
     UNIX_DIAG   AF_UNIX only: the netlink answer's struct unix_diag_msg (16 bytes) and its attributes
     EPOLL       per tfd line, in order: i32 tfd, i32 file: identity of the watched open file description, -1 = no descriptor of
@@ -73,7 +73,7 @@ class Work(IntFlag):
     EPOLL = 512
     UNNAMED = 1024
     QUEUED = 2048
-    TEXT = 4096
+    MQUEUE = 4096
     OWNER = 8192
 
 

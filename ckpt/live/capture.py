@@ -233,7 +233,7 @@ class Parser:
         try:
             if kind is None:
                 raise Unsupported(f"{fd.link}: not supported")
-            self.files[identity] = with_owner(_with_name(fd.pid, kind.parse(raw)), raw)
+            self.files[identity] = with_owner(_with_name(fd.pid, fd.fd, kind.parse(raw)), raw)
         except Unsupported as reason:
             raise RefusedError(refusal(fd.fd, fd.pid, comm, str(reason))) from None
         return identity
@@ -288,8 +288,10 @@ def _with_identity(pid: int, mapping: Mapping) -> Mapping:
     return replace(mapping, backing=replace(backing, size=size, mtime_ns=mtime)) if size >= 0 else mapping
 
 
-def _with_name(pid: int, file: OpenFile) -> OpenFile:
+def _with_name(pid: int, fd: int, file: OpenFile) -> OpenFile:
     """A socket that is bound to a name learns permissions and owner of the file there, which bind makes anew."""
+    if file.kind == "mqueue":
+        return _with_queue_owner(pid, fd, file)
     name = file.state.get("name", "")
     if not name.startswith("/"):
         return file
@@ -300,6 +302,14 @@ def _with_name(pid: int, file: OpenFile) -> OpenFile:
     if not S_ISSOCK(found.st_mode) or found.st_ino & 0xFFFF_FFFF != file.state["name_ino"]:
         return file
     return replace(file, state={**file.state, "mode": S_IMODE(found.st_mode), "owner": [found.st_uid, found.st_gid]})
+
+
+def _with_queue_owner(pid: int, fd: int, file: OpenFile) -> OpenFile:
+    try:
+        found = os.stat(f"/proc/{pid}/fd/{fd}")
+    except OSError:
+        return file
+    return replace(file, state={**file.state, "owner": [found.st_uid, found.st_gid]}) if found.st_ino == file.state["ino"] else file
 
 
 def _file_identity(path: str, ino: int) -> tuple[int, int]:

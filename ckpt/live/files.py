@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ckpt.errors import RefusedError
-from ckpt.live import fifos, processes, watches
+from ckpt.live import fifos, processes, queues, watches
 from ckpt.live.terminals import Terminal
 from ckpt.model import OpenFile, Snapshot, State, Task
 
@@ -34,7 +34,7 @@ class Files:
             "file": self._file,
             "procfile": self._of_process,
         }
-        held = watches.located(wanted, keep)
+        held = queues.located(watches.located(wanted, keep), trial=trial)
         changed = (self._learnt(file, known[file.kind]) if file.kind in known and file.id in self._names else file for file in held.files)
         self.wanted = replace(held, files=tuple(changed), tasks=tuple(map(self._controlled, held.tasks)))
 

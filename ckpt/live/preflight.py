@@ -24,7 +24,7 @@ from ckpt.procfs import Stat, Status, parse_fdinfo, parse_maps, parse_stat, pars
 
 PF_KTHREAD = 0x200000
 ELF_32 = 1
-HARMLESS = Work.SOCKET | Work.UNIX_DIAG | Work.SEALS  #: what may be asked of a running program's descriptors
+HARMLESS = Work.SOCKET | Work.UNIX_DIAG | Work.SEALS | Work.MQUEUE  #: what may be asked of a running program's descriptors
 O_DIRECT = 0o40000
 LOOKS = 5  #: a program that closes descriptors all the time is looked at again
 #: the features of the tracker's own userfaultfd, as fdinfo tells them (native/src/arm.c, invariant 3): WP_ASYNC, WP_UNPOPULATED,

@@ -19,7 +19,7 @@ from typing import Any
 
 from ckpt.errors import CkptError, RefusedError
 from ckpt.history.open import Generation, History, Mode, open_store
-from ckpt.live import advice, core, journal, names, objects, runtime, track, watches, world
+from ckpt.live import advice, core, journal, names, objects, queues, runtime, track, watches, world
 from ckpt.live.capture import Layout
 from ckpt.live.execute import Executor, Unchanged, disturbed
 from ckpt.live.surgeon import operate, outside_groups, refuse_newcomers, refuse_strangers
@@ -88,7 +88,7 @@ def _rollback(request: Request, progress: Callable[[str], None], *, only_unfinis
         history = stack.enter_context(open_store(request.store, Mode.READ))
         number = history.resolve(request.generation, pid=request.pid)
         generation, found = history.load(number)
-        wanted = watches.located(found)
+        wanted = queues.located(watches.located(found))
         ref = living(generation, wanted, request.pid)
         stack.enter_context(runtime.target_lock(ref))
         tree = stack.enter_context(core.Tree(ref.pid, ref.start_ticks))

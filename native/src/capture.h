@@ -88,6 +88,8 @@ int identify(struct window *window, size_t entry);
 int epoll_targets(struct window *window, const struct open_fd *entry);
 /* fdwork.c, fdsocket.c: the answers to what a kind wants of one descriptor; dup is ours. 0 also when there is no answer. */
 int fd_work(struct window *window, const struct open_fd *entry, int dup, const struct ckpt_want *want);
+/* 1: it is a POSIX message queue, and its record is made; 0: it is none. */
+int fd_queue(struct window *window, const struct open_fd *entry, int dup, int own);
 int fd_timer(struct window *window, pid_t pid, int fd, int dup);
 int fd_socket(struct window *window, const struct open_fd *entry, int dup, const struct ckpt_want *want);
 int diag_open(void);

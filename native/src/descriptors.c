@@ -20,7 +20,8 @@
  *   EPOLL       per tfd line of fdinfo, in order: i32 tfd, i32 identity of the watched file (-1: no descriptor of the tree)
  *   UNNAMED     no bytes; as CONTENTS
  *   QUEUED      i32 bytes or -errno
- *   TEXT        what it says, at most 255 bytes
+ *   MQUEUE      i64 flags, room, size of a message, count, then what it says to a read (who is notified), at most 255 bytes; no
+ *               record of what is no POSIX message queue
  *   OWNER       i32 type, number, signal; no record where nothing is set
  *   DUPLICATE   no record: struct ckpt_fd.duplicate is our number
  *
@@ -40,12 +41,12 @@
 #include <linux/kcmp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sysmacros.h>
 
 enum {
     DENTS_BYTES = 32 << 10,
     LINK_ROOM = 4096,
-    WORK_BY_DUPLICATE = CKPT_W_DUPLICATE | CKPT_W_PIPE | CKPT_W_SOCKET | CKPT_W_PEEK | CKPT_W_SEALS | CKPT_W_TTY | CKPT_W_QUEUED | CKPT_W_TEXT |
-                        CKPT_W_OWNER,
+    WORK_BY_DUPLICATE = CKPT_W_DUPLICATE | CKPT_W_PIPE | CKPT_W_SOCKET | CKPT_W_PEEK | CKPT_W_SEALS | CKPT_W_TTY | CKPT_W_QUEUED | CKPT_W_OWNER,
     CLOEXEC_FLAG = 02000000,
 };
 
@@ -142,9 +143,27 @@ static bool wants_contents(const struct ckpt_want *want, const struct look *look
     return want->work & CKPT_W_CONTENTS || (want->work & CKPT_W_UNNAMED && unnamed);
 }
 
+/* "/name", on a device of the kernel's own, as large as what it says (ipc/mqueue.c, FILENT_SIZE); then mq_getattr tells for sure. */
+static int may_be_queue(const struct look *look) {
+    enum { SAID_BYTES = 80 };
+    return S_ISREG(look->stat.st_mode) && look->stat.st_size == SAID_BYTES && major(look->stat.st_dev) == 0 && look->link[0] == '/' &&
+           !strchr(look->link + 1, '/');
+}
+
+/* 1: it is one, and has been answered for. */
+static int message_queue(struct window *window, const struct look *look, const struct open_fd *entry) {
+    _cleanup_close_ int queue = sys_pidfd_getfd(look->pidfd, look->fd), own = sys_openat(look->fd_dir, look->name, O_RDONLY);
+    return queue < 0 ? 0 : fd_queue(window, entry, queue, own);
+}
+
 /* A description that a descriptor before showed already (dup, fork) has its answers there. */
 static int work_once(struct window *window, const struct look *look, const struct ckpt_want *want, size_t record, int *dup) {
     struct open_fd entry = window->fds[window->fd_count - 1];
+    if ((want->work & CKPT_W_MQUEUE) && may_be_queue(look)) {
+        int found = message_queue(window, look, &entry);
+        if (found)
+            return found < 0 ? found : 0;
+    }
     if (*dup < 0 && (want->work & WORK_BY_DUPLICATE))
         *dup = sys_pidfd_getfd(look->pidfd, look->fd);
     int error = fd_work(window, &entry, *dup, want);

@@ -22,7 +22,7 @@
 #define F_GET_SEALS 1034
 #endif
 #define CKPT_TCGETS2 0x802c542aUL
-enum { TERMIOS2_BYTES = 44, TIOCGWINSZ_NR = 0x5413, WINSIZE_BYTES = 8, FIONREAD_NR = 0x541b, PIPE_HEAD = 12, TEXT_ROOM = 255 };
+enum { TERMIOS2_BYTES = 44, TIOCGWINSZ_NR = 0x5413, WINSIZE_BYTES = 8, FIONREAD_NR = 0x541b, PIPE_HEAD = 12, SAID_ROOM = 255 };
 /* TIOCGPTN, TIOCGPTLCK, TIOCGPKT, TIOCGEXCL, TIOCGPGRP, TIOCGSID, FIONREAD: each answers with an int */
 static const unsigned long tty_asks[] = {0x80045430, 0x80045439, 0x80045438, 0x80045440, 0x540f, 0x5429, FIONREAD_NR};
 enum { TTY_ASKS = sizeof tty_asks / sizeof *tty_asks };
@@ -72,10 +72,18 @@ static int queued(struct window *window, const struct open_fd *entry, int dup) {
     return answer(window, entry, CKPT_W_QUEUED, &bytes, sizeof bytes);
 }
 
-static int text(struct window *window, const struct open_fd *entry, int dup) {
-    char said[TEXT_ROOM];
-    ssize_t got = sys_pread(dup, said, sizeof said, 0);
-    return got < 0 ? 0 : answer(window, entry, CKPT_W_TEXT, said, (size_t)got);
+/* own: an open for reading, or -1. */
+int fd_queue(struct window *window, const struct open_fd *entry, int dup, int own) {
+    struct {
+        int64_t attributes[4]; /* struct mq_attr without its reserved end */
+        char said[SAID_ROOM];
+    } queue;
+    if (sys_mq_getattr(dup, queue.attributes))
+        return 0;
+    ssize_t got = own < 0 ? 0 : sys_pread(own, queue.said, sizeof queue.said, 0);
+    size_t bytes = sizeof queue.attributes + (got > 0 ? (size_t)got : 0);
+    int error = answer(window, entry, CKPT_W_MQUEUE, &queue, bytes);
+    return error ? error : 1;
 }
 
 /* F_GETOWN_EX shows no owner that has ended. */
@@ -157,8 +165,6 @@ int fd_work(struct window *window, const struct open_fd *entry, int dup, const s
         error = tty(window, entry, dup);
     if (!error && dup >= 0 && (want->work & CKPT_W_QUEUED))
         error = queued(window, entry, dup);
-    if (!error && dup >= 0 && (want->work & CKPT_W_TEXT))
-        error = text(window, entry, dup);
     if (!error && dup >= 0 && (want->work & CKPT_W_OWNER))
         error = owner(window, entry, dup);
     return error ? error : fd_socket(window, entry, dup, want);

@@ -13,6 +13,7 @@
 #include <sys/timerfd.h>
 #include <sys/vfs.h>
 #include <sys/syscall.h>
+#include <string.h>
 #include <sys/wait.h>
 
 static long result(long value) { return value < 0 ? -errno : value; }
@@ -92,6 +93,14 @@ ssize_t sys_diag(int fd, const void *ask, size_t ask_bytes, void *reply, size_t 
 
 int64_t sys_lseek(int fd, int64_t offset, int whence) { return result(lseek(fd, offset, whence)); }
 int sys_statfs(int fd, struct statfs *ret_stat) { return (int)result(fstatfs(fd, ret_stat)); }
+
+int sys_mq_getattr(int fd, int64_t ret_attributes[4]) {
+    int64_t all[8]; /* struct mq_attr: four are reserved */
+    int error = (int)result(syscall(SYS_mq_getsetattr, fd, NULL, all));
+    if (!error)
+        memcpy(ret_attributes, all, 4 * sizeof *all);
+    return error;
+}
 
 void close_fd(int *fd) {
     if (*fd >= 0)

@@ -53,6 +53,7 @@ ssize_t sys_recvmsg(int fd, struct msghdr *message, int flags) CKPT_SEAM;
 int sys_socket(int domain, int type, int protocol) CKPT_SEAM;
 ssize_t sys_diag(int fd, const void *ask, size_t ask_bytes, void *reply, size_t room) CKPT_SEAM; /* one request, one answer */
 int64_t sys_lseek(int fd, int64_t offset, int whence) CKPT_SEAM;
+int sys_mq_getattr(int fd, int64_t ret_attributes[4]) CKPT_SEAM;
 int sys_statfs(int fd, struct statfs *ret_stat) CKPT_SEAM;
 
 /* Cleanup attributes: early returns stay safe; success never falls into an error label. */

@@ -210,6 +210,17 @@ CASES = {
         "tty.setraw(slave); fcntl.ioctl(master, 0x5414, struct.pack('<4H', 1, 2, 0, 0))",
         "[slave, two]",
     ),
+    "message queues": Case(
+        "name = f'test-{os.getpid()}'.encode(); attr = struct.pack('<8q', 0, 5, 64, 0, 0, 0, 0, 0); os.umask(0o22); "
+        "fd = libc.syscall(240, name, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o660, attr); two = libc.syscall(240, name, os.O_WRONLY); "
+        "room = ctypes.create_string_buffer(64); size = lambda fd: [libc.syscall(245, fd, None, room), room.raw[8:32]]",
+        "[size(fd), size(two), os.fstat(fd).st_mode, os.fstat(fd).st_ino == os.fstat(two).st_ino, os.readlink(f'/proc/self/fd/{fd}')]",
+        "[libc.syscall(242, two, b'hello', 5, 3, None), libc.syscall(243, fd, room, 64, None, None), room.raw[:5], "
+        "libc.syscall(243, fd, room, 64, None, None), libc.syscall(241, name)]",
+        [0, 5, b"hello", -1, 0],
+        "os.close(two); fcntl.fcntl(fd, fcntl.F_SETFL, 0); two = os.dup(fd)",
+        "[fd, two]",
+    ),
     "who is signalled": Case(
         "ends = os.pipe(); pair = socket.socketpair(); event = libc.eventfd(0, 0); got = []; job = os.fork() or signal.pause(); "
         "[signal.signal(n, lambda n, _: got.append(n)) for n in (signal.SIGIO, 40)]; os.getpgid(0) == os.getpid() or os.setpgid(0, 0); "
@@ -521,3 +532,44 @@ def test_a_file_of_proc_with_a_new_number(ckpt: Ckpt, program: Asked) -> None:
 def test_a_file_of_proc_of_another_process_is_named(ckpt: Ckpt, program: Asked) -> None:
     generation = killed(ckpt, program, f"fd = os.open('/proc/{os.getpid()}/stat', os.O_RDONLY)")
     ckpt.run("restore", generation).refused(3, "fd 3", f"/proc/{os.getpid()}/stat", "outside the tree")
+
+
+QUEUE = (
+    "attr = struct.pack('<8q', 0, 5, 64, 0, 0, 0, 0, 0); name = f'test-{os.getpid()}'.encode(); room = ctypes.create_string_buffer(64); "
+    "fd = libc.syscall(240, name, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o660, attr); take = lambda: "
+    "[libc.syscall(243, fd, room, 64, number := ctypes.create_string_buffer(4), None), room.raw[:5], number.raw[0]]; "
+    "[libc.syscall(242, fd, text, 5, n, None) for text, n in ((b'first', 1), (b'third', 3))]"
+)
+
+
+def test_messages_stay_in_their_queue(ckpt: Ckpt, program: Asked) -> None:
+    """They are not taken by a snapshot, and not lost with the program: the queue is the machine's."""
+    generation = killed(ckpt, program, QUEUE)
+    assert revive(ckpt, program, generation)["warnings"] == []
+    assert program.tell("[take(), take(), take()[0]]") == [[5, b"third", 3], [5, b"first", 1], -1]
+    done = ckpt.run("rollback", generation, "--pid", program.pid, "--json").json
+    assert any("2 messages then, 0 now" in warning for warning in done["warnings"])
+    program.tell("libc.syscall(241, name)")
+
+
+def test_messages_that_went_with_their_queue_are_named(ckpt: Ckpt, program: Asked) -> None:
+    program.tell(QUEUE)
+    assert "holds 2 messages" in ckpt.run("check", program.pid).out
+    generation = killed(ckpt, program, "libc.syscall(241, name)")
+    ckpt.run("restore", generation).refused(3, "message queue", "2 messages")
+
+
+def test_a_queue_that_had_been_unlinked(ckpt: Ckpt, program: Asked) -> None:
+    generation = killed(ckpt, program, QUEUE + "; [take(), take(), libc.syscall(241, name)]")
+    assert ckpt.run("verify", generation, "--json").json["differences"] == []
+    assert revive(ckpt, program, generation)["warnings"] == []
+    assert program.tell("[libc.syscall(242, fd, b'alone', 5, 1, None), take()[1], libc.syscall(240, name, 0)]") == [0, b"alone", -1]
+
+
+def test_a_notification_is_named(ckpt: Ckpt, program: Asked) -> None:
+    program.tell(QUEUE + "; [take(), take(), libc.syscall(244, fd, struct.pack('<qii48x', 0, 10, 0))]")
+    for command in ("check", "snapshot"):
+        done = ckpt.run(command, program.pid)
+        assert done.code == 3
+        assert "mq_notify" in done.out + done.err
+    program.tell("libc.syscall(241, name)")

@@ -56,10 +56,10 @@ def unnamed_too_large(path: str, size: int) -> str | None:
 class File:
     name = "file"
     order = 40
-    wants = (Wants(format=stat.S_IFREG, work=Work.UNNAMED),)
+    wants = (Wants(format=stat.S_IFREG, work=Work.UNNAMED | Work.MQUEUE),)
 
     def recognises(self, raw: RawDescriptor) -> bool:
-        return stat.S_ISREG(raw.mode)
+        return stat.S_ISREG(raw.mode) and Work.MQUEUE not in raw.work
 
     def caution(self, raw: RawDescriptor) -> str | None:
         """For the pre-flight: what a snapshot will not hold."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 from collections.abc import Sequence
@@ -22,7 +21,6 @@ _ANON = {
     "mount_notify": "mount notification",
 }
 _NAMESPACE = re.compile(r"(cgroup|ipc|mnt|net|pid|time|user|uts):\[\d+\]")
-_MQUEUE_SIZE = 80  #: what stat shows for every message queue (ipc/mqueue.c, FILENT_SIZE)
 
 
 def reason(raw: RawDescriptor) -> str | None:
@@ -36,8 +34,6 @@ def reason(raw: RawDescriptor) -> str | None:
         return "memfd_secret"
     if stat.S_ISBLK(raw.mode):
         return f"block device {link}"
-    if stat.S_ISREG(raw.mode) and raw.size == _MQUEUE_SIZE and os.major(raw.dev) == 0 and re.fullmatch(r"/[^/]+", link):
-        return f"POSIX message queue {link}"
     return None
 
 
