@@ -14,6 +14,7 @@ from typing import Any
 
 from ckpt.compare.canonical import canonical
 from ckpt.compare.snapshots import Difference, Field, compare
+from ckpt.kinds.fd.epoll import fired
 from ckpt.kinds.fd.sigio import members as owners
 from ckpt.model import Mapping, Snapshot, Task
 
@@ -108,6 +109,11 @@ def _instant(before: Any, after: Any, _context: Context) -> bool:
     return isinstance(before, int) and isinstance(after, int) and bool(before and after) and abs(before - after) < 1_000_000
 
 
+def _fired(before: Any, after: Any, _context: Context) -> bool:
+    """Nothing but that such entries report errors and hang-ups again."""
+    return [*before] == [{**new, "events": new["events"] & ~0x18} if fired(old) else new for old, new in zip(before, after, strict=False)]
+
+
 _FIFO = ("path", "deleted", "ino")
 
 MAY: tuple[May, ...] = (
@@ -145,6 +151,7 @@ MAY: tuple[May, ...] = (
     May("descriptor", "written", "a connection that is made again counts its bytes from none", "(tcp)"),
     May("descriptor", "mode", "a socket's name is bound in a file system of its own while it is verified", "(unix)", _unseen),
     May("descriptor", "owner", "a socket's name is bound in a file system of its own while it is verified", "(unix)", _unseen),
+    May("descriptor", "entries", "a one-shot that had fired cannot be made to fire where its file is not ready", "(epoll)", _fired),
     May("descriptor", "count", "messages belong to the machine", "(mqueue)"),
     May("descriptor", "sigio_to", "whom it signals is outside the tree", judge=_stranger),
     May("descriptor", "size", "a file's contents are the file system's", "(file)"),

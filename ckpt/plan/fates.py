@@ -18,7 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ckpt.kinds.base import CandidKind, CannotUndo, FdKind, Moved, PairKind, SettledKind, call, is_a, peers, result, same
+from ckpt.kinds.fd.epoll import fired
 from ckpt.kinds.fd.file import O_ONCE, seek
+from ckpt.kinds.fd.readiness import can_be_fed, ready
 from ckpt.kinds.groups import GroupKind, groups
 from ckpt.model import OpenFile, RemoteCall, Snapshot, Task
 from ckpt.plan import batch as b
@@ -165,7 +167,7 @@ class Fates:
             self.of[file.id] = Fate(make=calls, result=len(calls) - 1, maker=self._maker(file), adjust=self._after(kind, file))
             for text in judge(file, self.world, self.members):
                 self._warn(file, text)
-            self._tell(kind, file, None)
+            self._tell(kind, self._placed(file) if file.kind == "epoll" else file, None)
         except Moved as error:
             self._bury(file, error)
         except CannotUndo as error:
@@ -184,7 +186,7 @@ class Fates:
                 seen = survivor
             goal = self._placed(file) if file.kind == "epoll" else file
             self.of[file.id] = Fate(source=source, adjust=tuple(kind.adjust(fd, seen, goal)))
-            self._tell(kind, file, source)
+            self._tell(kind, goal, source)
         except Moved as error:
             if self.tcp == "keep":
                 self._warn(file, f"{error}: kept as it is")
@@ -271,7 +273,8 @@ class Fates:
         return tuple(kind.settle(self.at_wanted[file.id][0][1], seen)) if is_a(kind, SettledKind) else ()
 
     def _placed(self, file: OpenFile) -> OpenFile:
-        """A set whose entries know what stands at their numbers once the table is right, where that is not what they watch."""
+        """A set whose entries know what stands at their numbers once the table is right, where that is not what they watch; and what
+        makes them fire, where they have."""
         pid = self._maker(file)
         table = {item.fd: item for item in self.wanted.task(pid).descriptors}
         entries = []
@@ -280,6 +283,9 @@ class Fates:
             if places and entry["fd"] not in places:
                 there = table.get(entry["fd"])
                 entry = {**entry, "holder": places[0], "cloexec": there.cloexec if there else None}
+            if fired(entry) and entry["file"] in self.there:
+                watched = self.there[entry["file"]]
+                entry = {**entry, "ready": ready(watched), "fed": not ready(watched) and can_be_fed(watched)}
             entries.append(entry)
         return replace(file, state={**file.state, "entries": entries})
 

@@ -210,6 +210,20 @@ CASES = {
         "tty.setraw(slave); fcntl.ioctl(master, 0x5414, struct.pack('<4H', 1, 2, 0, 0))",
         "[slave, two]",
     ),
+    "one-shots that have fired": Case(
+        "pair = socket.socketpair(); ends = os.pipe(); event = libc.eventfd(0, 0); link = socket.create_server(('127.0.0.1', 0)); "
+        "near = socket.create_connection(link.getsockname()); far = link.accept()[0]; full = os.pipe(); os.write(full[1], b'x'); "
+        "pool = select.epoll(); watched = [pair[0].fileno(), near.fileno(), event, ends[0], ends[1], full[0]]; "
+        "os.write(ends[1], b'x'); pair[1].send(b'x'); far.send(b'x'); os.write(event, b'12345678'); "
+        "[pool.register(fd, 5 | 1 << 30) for fd in watched]; time.sleep(0.05); first = sorted(fd for fd, _ in pool.poll(0)); "
+        "gone = [os.read(ends[0], 1), pair[0].recv(1), near.recv(1), os.read(event, 8)]; "
+        "armed = libc.eventfd(1, 0); pool.register(armed, 1 | 1 << 30); edge = libc.eventfd(1, 0); pool.register(edge, 1 | 1 << 31)",
+        "[first == sorted(watched), sorted(line[:50] for line in open(f'/proc/self/fdinfo/{pool.fileno()}') if 'tfd' in line)]",
+        "[sorted(fd for fd, _ in pool.poll(0)) == sorted((armed, edge)), pair[1].close(), far.close(), os.close(ends[1]), "
+        "time.sleep(0.05), pool.poll(0), pool.modify(ends[0], 1), pool.poll(0) == [(ends[0], 16)]]",
+        [True, None, None, None, None, [], None, True],
+        "[pool.modify(fd, 5 | 1 << 30) for fd in watched[:4]]",
+    ),
     "message queues": Case(
         "name = f'test-{os.getpid()}'.encode(); attr = struct.pack('<8q', 0, 5, 64, 0, 0, 0, 0, 0); os.umask(0o22); "
         "fd = libc.syscall(240, name, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o660, attr); two = libc.syscall(240, name, os.O_WRONLY); "
@@ -573,3 +587,20 @@ def test_a_notification_is_named(ckpt: Ckpt, program: Asked) -> None:
         assert done.code == 3
         assert "mq_notify" in done.out + done.err
     program.tell("libc.syscall(241, name)")
+
+
+def test_a_one_shot_of_what_is_not_ready_is_told(ckpt: Ckpt, program: Asked) -> None:
+    setup = (
+        "link = socket.create_server(('127.0.0.1', 0)); near = socket.create_connection(link.getsockname()); pool = select.epoll(); "
+        "pool.register(link, 1 | 1 << 30); seen = pool.poll(1); far = link.accept()[0]"
+    )
+    generation = killed(ckpt, program, setup)
+    assert ckpt.run("verify", generation, "--json").json["differences"] == []
+    (warning,) = revive(ckpt, program, generation)["warnings"]
+    assert "one-shot" in warning
+    assert program.tell("pool.poll(0)") == []
+    assert program.tell("[pool.modify(link, 1), socket.create_connection(link.getsockname()).close(), len(pool.poll(1))]") == [
+        None,
+        None,
+        1,
+    ]
