@@ -173,6 +173,7 @@ enum ckpt_work {
     CKPT_W_QUEUED = 2048,   /* FIONREAD */
     CKPT_W_MQUEUE = 4096,   /* of a POSIX message queue, and of nothing else: its attributes, and what it says to a read */
     CKPT_W_OWNER = 8192,    /* whom it signals, and by which signal */
+    CKPT_W_GROUPS = 16384,  /* of UDP sockets: multicast groups (fdgroups.c) */
 };
 #define CKPT_UNNAMED_BYTES (64 << 20)
 struct ckpt_sockopt { int32_t level, name, size, domain, type; /* of which sockets it is asked, 0 = any */ };

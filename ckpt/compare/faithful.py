@@ -15,6 +15,7 @@ from typing import Any
 from ckpt.compare.canonical import canonical
 from ckpt.compare.snapshots import Difference, Field, compare
 from ckpt.kinds.fd.epoll import fired
+from ckpt.kinds.fd.multicast import in_own_network, same_groups
 from ckpt.kinds.fd.sigio import members as owners
 from ckpt.model import Mapping, Snapshot, Task
 
@@ -109,6 +110,10 @@ def _instant(before: Any, after: Any, _context: Context) -> bool:
     return isinstance(before, int) and isinstance(after, int) and bool(before and after) and abs(before - after) < 1_000_000
 
 
+def _on_loopback(before: Any, after: Any, _context: Context) -> bool:
+    return same_groups(in_own_network(before or ()), after or ())
+
+
 def _fired(before: Any, after: Any, _context: Context) -> bool:
     """Nothing but that such entries report errors and hang-ups again."""
     return [*before] == [{**new, "events": new["events"] & ~0x18} if fired(old) else new for old, new in zip(before, after, strict=False)]
@@ -152,6 +157,7 @@ MAY: tuple[May, ...] = (
     May("descriptor", "mode", "a socket's name is bound in a file system of its own while it is verified", "(unix)", _unseen),
     May("descriptor", "owner", "a socket's name is bound in a file system of its own while it is verified", "(unix)", _unseen),
     May("descriptor", "entries", "a one-shot that had fired cannot be made to fire where its file is not ready", "(epoll)", _fired),
+    May("descriptor", "groups", "in a network of its own there are no interfaces of the machine", "(udp)", _on_loopback),
     May("descriptor", "count", "messages belong to the machine", "(mqueue)"),
     May("descriptor", "sigio_to", "whom it signals is outside the tree", judge=_stranger),
     May("descriptor", "size", "a file's contents are the file system's", "(file)"),

@@ -22,6 +22,7 @@ What C answers to each Work (little endian; n = bytes that follow). An answer th
     UNNAMED     nothing: as CONTENTS, of a file without a name that is not larger than UNNAMED_BYTES
     QUEUED      i32: FIONREAD or -errno
     MQUEUE      of POSIX message queues alone: i64 flags, room, size of a message, count (mq_getattr), then the text that a read gives
+    GROUPS      of UDP sockets that are in multicast groups: native/src/fdgroups.c
     OWNER       i32 type (F_OWNER_*), i32 number, i32 signal: F_GETOWN_EX and F_GETSIG; no answer where none is set
     UNIX_DIAG   AF_UNIX only: the netlink answer's struct unix_diag_msg (16 bytes) and its attributes
     EPOLL       per tfd line, in order: i32 tfd, i32 file: identity of the watched open file description, -1 = no descriptor of
@@ -75,6 +76,7 @@ class Work(IntFlag):
     QUEUED = 2048
     MQUEUE = 4096
     OWNER = 8192
+    GROUPS = 16384
 
 
 UNNAMED_BYTES = 64 << 20  #: CKPT_UNNAMED_BYTES: it is read while the program stands still

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from ckpt.errors import RefusedError
+from ckpt.kinds.fd import multicast
 from ckpt.live import fifos, processes, queues, watches
 from ckpt.live.terminals import Terminal
 from ckpt.model import OpenFile, Snapshot, State, Task
@@ -32,6 +34,7 @@ class Files:
             "pidfd": self._process,
             "fifo": self._fifo,
             "file": self._file,
+            "udp": self._udp,
             "procfile": self._of_process,
         }
         held = queues.located(watches.located(wanted, keep), trial=trial)
@@ -90,6 +93,14 @@ class Files:
     def _file(self, file: OpenFile) -> dict[str, Any]:
         return {"locks": []} if self._trial else {}
 
+    # ---- sockets ----
+
+    def _udp(self, file: OpenFile) -> dict[str, Any]:
+        groups = file.state.get("groups", ())
+        if not groups or self._trial:
+            return {"groups": multicast.in_own_network(groups)} if groups else {}
+        return {"groups": [{**group, "index": _interface(group)} for group in groups]}
+
     # ---- processes ----
 
     def _of_process(self, file: OpenFile) -> dict[str, Any]:
@@ -104,6 +115,13 @@ class Files:
         self._keep.append(at)
         fcntl.fcntl(at, fcntl.F_SETFL, file.flags & os.O_NONBLOCK)
         return {"at": at}
+
+
+def _interface(group: multicast.Group) -> int:
+    try:
+        return socket.if_nametoindex(group["device"])
+    except OSError:
+        raise RefusedError(f"interface {group['device']}, on which it is in multicast group {group['group']}, is gone") from None
 
 
 def _names(wanted: Snapshot) -> dict[int, str]:

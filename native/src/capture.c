@@ -43,6 +43,7 @@ static void window_close(struct window *window) {
     free(window->lines);
     free(window->beside.text);
     free(window->beside.maps);
+    free(window->groups);
 }
 
 static bool wanted(const struct ckpt_capture_options *options, uint32_t work) {

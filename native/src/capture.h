@@ -57,6 +57,8 @@ struct window {
     struct map_line *lines;
     size_t line_cap;
     struct beside beside;
+    uint8_t *groups; /* fdgroups.c: the record that it is making */
+    size_t groups_bytes;
 };
 
 /* Makes room for one more; 0 or -ENOMEM. */
@@ -91,6 +93,7 @@ int fd_work(struct window *window, const struct open_fd *entry, int dup, const s
 /* 1: it is a POSIX message queue, and its record is made; 0: it is none. */
 int fd_queue(struct window *window, const struct open_fd *entry, int dup, int own);
 int fd_timer(struct window *window, pid_t pid, int fd, int dup);
+int fd_groups(struct window *window, const struct open_fd *entry, int dup, int domain);
 int fd_socket(struct window *window, const struct open_fd *entry, int dup, const struct ckpt_want *want);
 int diag_open(void);
 /* objects.c */

@@ -22,6 +22,7 @@
  *   QUEUED      i32 bytes or -errno
  *   MQUEUE      i64 flags, room, size of a message, count, then what it says to a read (who is notified), at most 255 bytes; no
  *               record of what is no POSIX message queue
+ *   GROUPS      of UDP sockets that are in multicast groups: fdgroups.c
  *   OWNER       i32 type, number, signal; no record where nothing is set
  *   DUPLICATE   no record: struct ckpt_fd.duplicate is our number
  *

@@ -255,6 +255,8 @@ int fd_socket(struct window *window, const struct open_fd *entry, int dup, const
         error = options(window, entry, dup, want);
     if (!error && dup >= 0 && (want->work & CKPT_W_PEEK) && (local || wants_queue(dup)))
         error = queued(window, entry, dup);
+    if (!error && dup >= 0 && (want->work & CKPT_W_GROUPS) && number_option(dup, SO_PROTOCOL) == IPPROTO_UDP)
+        error = fd_groups(window, entry, dup, number_option(dup, SO_DOMAIN));
     if (!error && local && (want->work & CKPT_W_UNIX_DIAG))
         error = unix_diag(window, entry);
     return error;

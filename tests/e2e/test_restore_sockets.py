@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import struct
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -260,3 +261,92 @@ def test_without_the_right_a_connection_that_is_gone_is_ended(ckpt: Ckpt, progra
     assert done.code == 0, done.err
     assert [text for text in done.json["warnings"] if "has not the right to make it again: it reads as ended" in text]
     assert program.tell("[c.recv(9), a.recv(9)]") == [b"", b""]
+
+
+GROUPS = """
+def joined(family, group, device, option, *more):
+    s = socket.socket(family, socket.SOCK_DGRAM)
+    s.bind(('', 0))
+    s.setsockopt(*option, b''.join(more))
+    return s
+
+def four(group): return (struct.pack('<H', 2) + bytes(2) + socket.inet_aton(group)).ljust(128, bytes(1))
+def six(group): return (struct.pack('<H', 10) + bytes(6) + socket.inet_pton(10, group)).ljust(128, bytes(1))
+lo = struct.pack('<I4x', 1)
+near = joined(2, '239.1.1.1', 'lo', (0, 35), socket.inet_aton('239.1.1.1'), socket.inet_aton('127.0.0.1'))
+near.setsockopt(0, 42, lo + four('239.1.1.2'))
+far = joined(2, '239.1.1.3', 'lo', (0, 35), socket.inet_aton('239.1.1.3'), bytes(4), struct.pack('<i', EXTERNAL))
+some = joined(2, '239.1.1.4', 'lo', (0, 46), lo, four('239.1.1.4'), four('127.0.0.1'))
+but = joined(2, '239.1.1.5', 'lo', (0, 42), lo, four('239.1.1.5'))
+but.setsockopt(0, 43, lo + four('239.1.1.5') + four('10.1.2.3'))
+wide = joined(10, 'ff05::7', 'lo', (41, 20), socket.inet_pton(10, 'ff05::7'), struct.pack('<i', 1))
+wide.setsockopt(41, 46, lo + six('ff05::8') + six('::1'))
+wide.setsockopt(0, 42, lo + four('239.1.1.6'))
+none = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+def seen(s, level, group, index):
+    room = struct.pack('<I4x', index) + group + struct.pack('<II', 0, 4) + bytes(512)
+    try:
+        answer = asked(s, level, room)
+    except OSError as error:
+        return error.errno
+    mode, count = struct.unpack_from('<II', answer, 136)
+    return mode, count, answer[144:144 + 24 * min(count, 1)]
+
+def asked(s, level, room):
+    given, size = ctypes.create_string_buffer(room, len(room)), ctypes.c_uint(len(room))
+    if libc.getsockopt(s.fileno(), level, 48, given, ctypes.byref(size)):
+        raise OSError(ctypes.get_errno(), '')
+    return given.raw
+
+def probe():
+    return [seen(s, level, group, index) for s, level, group, index in (
+        (near, 0, four('239.1.1.1'), 1), (near, 0, four('239.1.1.2'), 1), (near, 0, four('239.1.1.3'), 1),
+        (far, 0, four('239.1.1.3'), EXTERNAL), (some, 0, four('239.1.1.4'), 1), (but, 0, four('239.1.1.5'), 1),
+        (wide, 41, six('ff05::7'), 1), (wide, 41, six('ff05::8'), 1), (wide, 0, four('239.1.1.6'), 1), (none, 0, four('239.1.1.1'), 1))]
+"""
+
+
+def outer_interface() -> int:
+    """One that can multicast, beside the loopback if there is one."""
+    for index, name in socket.if_nameindex():
+        flags = int(Path(f"/sys/class/net/{name}/flags").read_text(), 16)
+        if name != "lo" and flags & 0x1001 == 0x1001:  # IFF_UP, IFF_MULTICAST
+            return index
+    return 1
+
+
+def test_multicast_groups(ckpt: Ckpt, program: Asked) -> None:
+    program.tell(f"import struct; EXTERNAL = {outer_interface()}; exec({GROUPS!r}, globals())")
+    before = program.tell("probe()")
+    assert [isinstance(one, tuple) for one in before] == [True, True, False, *[True] * 6, False]
+    generation = ckpt.snapshot(program.pid)["generation"]
+    assert ckpt.json("verify", generation)["differences"] == []
+    assert program.tell("probe()") == before
+    program.kill()
+    assert [text for text in revive(ckpt, program, generation)["warnings"] if "fd " in text] == []
+    assert program.tell("probe()") == before
+    program.tell("near.setsockopt(0, 36, socket.inet_aton('239.1.1.1') + socket.inet_aton('127.0.0.1'))")  # as it was joined
+    program.tell("near.setsockopt(0, 42, lo + four('239.9.9.9')); but.setsockopt(0, 44, lo + four('239.1.1.5') + four('10.1.2.3'))")
+    program.tell("wide.setsockopt(41, 21, socket.inet_pton(10, 'ff05::7') + struct.pack('<i', 1))")
+    assert program.tell("probe()") != before
+    done = ckpt.run("rollback", generation, "--pid", program.pid)
+    assert done.code == 0, done.err
+    assert program.tell("probe() + [seen(near, 0, four('239.9.9.9'), 1)]") == [*before, 99]
+    program.tell("near.setsockopt(0, 32, socket.inet_aton('127.0.0.1')); near.sendto(b'heard', ('239.1.1.1', near.getsockname()[1]))")
+    assert program.tell("near.recv(9)") == b"heard"
+
+
+def test_a_group_on_an_interface_that_is_gone(ckpt: Ckpt, program: Asked) -> None:
+    link = ["ip", "link", "add", "ckpttest0", "type"]
+    if all(subprocess.run([*link, kind], check=False, capture_output=True).returncode for kind in ("dummy", "ifb", "bridge")):
+        pytest.skip("this kernel makes no interface to try it with")
+    try:
+        index = socket.if_nametoindex("ckpttest0")
+        program.tell("import struct; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)")
+        program.tell(f"s.setsockopt(0, 35, socket.inet_aton('239.1.1.1') + bytes(4) + struct.pack('<i', {index}))")
+        generation = ckpt.snapshot(program.pid)["generation"]
+        program.kill()
+    finally:
+        subprocess.run(["ip", "link", "del", "ckpttest0"], check=True)
+    ckpt.run("restore", generation).refused(3, "fd 3", "ckpttest0", "239.1.1.1")

@@ -22,7 +22,7 @@ SO_MEMINFO = SockOpt(SOL_SOCKET, 55, 36, socket.AF_NETLINK)
 _SETTABLE = (SockOpt(*key, *where(title)) for key, title in SETTABLE.items())
 OPTIONS = (SO_COOKIE, TCP_INFO, SO_PEERCRED, TCP_ULP, NETLINK_GROUPS, SO_MEMINFO, *_SETTABLE)
 _TITLES = {position: SETTABLE[key] for position, o in enumerate(OPTIONS) if (key := (o.level, o.name, o.size)) in SETTABLE}
-WANTS = (Wants(prefix="socket:[", format=stat.S_IFSOCK, work=Work.SOCKET | Work.PEEK | Work.UNIX_DIAG, options=OPTIONS),)
+WANTS = (Wants(prefix="socket:[", format=stat.S_IFSOCK, work=Work.SOCKET | Work.PEEK | Work.UNIX_DIAG | Work.GROUPS, options=OPTIONS),)
 
 REUSE = (SOL_SOCKET, 2)
 MSG_TRUNC, MSG_DONTWAIT, MSG_NOSIGNAL = 0x20, 0x40, 0x4000  #: TRUNC: bytes of TCP are dropped, not copied (tcp(7))

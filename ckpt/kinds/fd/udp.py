@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ckpt.kinds.base import Calls, CannotUndo, RawDescriptor, Unsupported, Work, call, same, set_flags, value
+from ckpt.kinds.fd import multicast
 from ckpt.kinds.fd import sockets as so
 from ckpt.kinds.fd.sockopts import IPPROTO_IP, IPPROTO_UDP, set_options
 from ckpt.kinds.groups import Kept, Made
@@ -43,12 +44,15 @@ class Udp:
             raise Unsupported("udp socket that holds a datagram back (UDP_CORK): not supported")
         if queue := [message for message in so.messages(raw.work.get(Work.PEEK, b"")) if not message.unreadable]:
             state["queue"] = [[message.sender.hex(), message.data.hex()] for message in queue]
+        if groups := multicast.parse(raw.work.get(Work.GROUPS, b"")):
+            state["groups"] = groups
         return OpenFile(raw.file, self.name, parse_fdinfo(raw.fdinfo).open_flags, 0, state)
 
     def adjust(self, fd: int, now: OpenFile, wanted: OpenFile) -> Sequence[RemoteCall]:
         if any(now.state[key] != wanted.state[key] for key in ("cookie", "bound", "connected")):
             raise CannotUndo("udp socket: its names have changed")
         calls = [*set_options(fd, now.state["options"], wanted.state["options"]), *set_flags(fd, now.flags, wanted.flags)]
+        calls += multicast.change(fd, now.state.get("groups", ()), wanted.state.get("groups", ()))
         return [*_requeue(fd, now.state, wanted.state), *calls] if "away" in now.state and "away" in wanted.state else calls
 
     def with_others(self, files: Sequence[OpenFile]) -> Sequence[OpenFile]:
@@ -121,6 +125,7 @@ def _bound(calls: Calls, state: State) -> RemoteArg:
     name = bytes.fromhex(state["bound"])
     if name and so.port(name):
         calls.add("bind", fd, name, len(name), note=f"bind {so.address(name)}")
+    calls.extend(multicast.change(fd, (), state.get("groups", ())))
     return fd
 
 
