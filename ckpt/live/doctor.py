@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,17 +62,14 @@ def _features() -> list[Finding]:
 
 def _bpf() -> Finding:
     """eBPF is the witness, never the dirty set: everything in snapshot and rollback works without it."""
-    lost = "remaining time of interrupted waits (a finite wait may end late after a freeze), who wrote a page"
-    if importlib.util.find_spec("bcc") is None:
-        return Finding("BCC (eBPF)", False, "the module bcc is not installed", lost, "apt-get install python3-bpfcc")
-    status = Path("/proc/self/status").read_text()
-    effective = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff")), 16)
-    allowed = any(effective >> bit & 1 for bit in (21, 39))  # CAP_SYS_ADMIN, CAP_BPF
-    if not allowed:
-        return Finding("BCC (eBPF)", False, "no right to load BPF programs", lost, "run as root, or with CAP_BPF and CAP_PERFMON")
-    if not Path("/sys/kernel/btf/vmlinux").exists():
-        return Finding("BCC (eBPF)", False, "the kernel has no BTF", lost, "a kernel with CONFIG_DEBUG_INFO_BTF")
-    return Finding("BCC (eBPF)", True, "installed, may be loaded (used by a later version)")
+    from bpf import compiled, missing
+
+    error = missing()
+    if error is None:
+        when = "programs are compiled for this kernel" if compiled() else "programs are compiled at the first use"
+        return Finding("eBPF (BCC)", True, f"works; {when}")
+    detail, _, remedy = str(error).rpartition(": ")
+    return Finding("eBPF (BCC)", False, detail, "ckpt trace, and who wrote a page", remedy)
 
 
 def _rights() -> Finding:
