@@ -8,5 +8,6 @@ Nothing needs kernel headers (headers.py), kprobes or fentry: only raw tracepoin
 from bpf.errors import BpfError
 from bpf.lifecycle import Change, Filter, Kind
 from bpf.ready import compiled, missing, prepare
+from bpf.syscalls import Call, Syscalls
 
-__all__ = ["BpfError", "Change", "Filter", "Kind", "compiled", "missing", "prepare"]
+__all__ = ["BpfError", "Call", "Change", "Filter", "Kind", "Syscalls", "compiled", "missing", "prepare"]

@@ -16,6 +16,7 @@ from ckpt.procfs.maps import parse_maps
 from ckpt.procfs.smaps import Advice, parse_smaps
 from ckpt.procfs.stat import Stat, parse_stat
 from ckpt.procfs.status import Ids, Status, parse_status
+from ckpt.procfs.syscall import parse_syscall
 from ckpt.procfs.sysvipc import Segment, parse_segments
 from ckpt.procfs.timers import PosixTimer, parse_timers
 
@@ -41,5 +42,6 @@ __all__ = [
     "parse_smaps",
     "parse_stat",
     "parse_status",
+    "parse_syscall",
     "parse_timers",
 ]

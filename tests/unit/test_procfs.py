@@ -17,6 +17,7 @@ from ckpt.procfs import (
     parse_maps,
     parse_stat,
     parse_status,
+    parse_syscall,
     parse_timers,
 )
 
@@ -218,3 +219,18 @@ def test_this_process_reads_the_same_as_the_system_says() -> None:
     assert list(maps) == sorted(maps, key=lambda mapping: mapping.start)
     assert any(mapping.name == "[stack]" for mapping in maps)
     assert dict(parse_auxv((proc / "auxv").read_bytes()))[6] == os.sysconf("SC_PAGESIZE")
+
+
+def test_syscall_of_a_thread() -> None:
+    assert parse_syscall(b"running\n") is None
+    assert parse_syscall(b"-1 0x7ffe0 0x401000\n") == (-1, ())
+    assert parse_syscall(b"0 0x3 0x7ffd 0x4d 0x0 0x0 0x8 0x7ffe0 0x401000\n") == (0, (3, 0x7FFD, 77, 0, 0, 8))
+    for text in (b"", b"0 0x3\n", b"nonsense\n"):
+        with pytest.raises(ValueError, match="syscall"):
+            parse_syscall(text)
+
+
+def test_syscall_of_this_very_thread() -> None:
+    found = parse_syscall(Path("/proc/thread-self/syscall").read_bytes())
+    assert found is not None
+    assert found[0] == 0, "it is reading"

@@ -1,0 +1,96 @@
+/* syscalls.bpf.c: the call that each thread of the tree is in, since when, and what the last one gave.
+ *
+ * 1. A record is written by its own thread alone and copied by the reader from its first byte on: `begun` is set before anything
+ *    changes and lies last, `done` after everything and lies first. Equal, nothing changed while it was copied.
+ * 2. A call that was interrupted and goes on (a signal, a freeze) is one call: it exits with a restart code and is entered again, by its own
+ *    number or as restart_syscall. It keeps its number, its arguments and the time at which it began. */
+enum { NR_RESTART_SYSCALL = 219, ERESTARTSYS = 512, ERESTARTNOINTR = 513, ERESTARTNOHAND = 514, ERESTART_RESTARTBLOCK = 516 };
+
+struct call {
+    u64 done;
+    s64 nr;          /* -1: in user space */
+    u64 entry_ns;    /* 0: it was in the call before we looked */
+    u64 arg[6];
+    s64 last_nr;     /* -1: none has ended since we look */
+    s64 last_result;
+    u64 last_exit_ns;
+    u64 count;       /* calls that have ended */
+    u32 tgid, pad;
+    u64 begun;
+};
+BPF_HASH(calls, u32, struct call, 16384);
+BPF_ARRAY(lost, u64, 1);
+
+struct saved { u64 r10, r9, r8, ax, cx, dx, si, di; };
+_Static_assert(AT_PT_REGS_DI - AT_PT_REGS_R10 == 56 && AT_PT_REGS_R9 - AT_PT_REGS_R10 == 8 && AT_PT_REGS_R8 - AT_PT_REGS_R10 == 16 &&
+                   AT_PT_REGS_DX - AT_PT_REGS_R10 == 40 && AT_PT_REGS_SI - AT_PT_REGS_R10 == 48,
+               "struct saved is a part of struct pt_regs");
+
+INLINE struct call *mine(u64 id) {
+    u32 tid = id;
+    struct call *call = calls.lookup(&tid);
+    if (call)
+        return call;
+    struct call fresh = {.nr = -1, .last_nr = -1, .tgid = id >> 32};
+    if (calls.update(&tid, &fresh))
+        lost.increment(0);
+    return calls.lookup(&tid);
+}
+
+INLINE bool goes_on(s64 result) {
+    return result == -ERESTARTSYS || result == -ERESTARTNOINTR || result == -ERESTARTNOHAND || result == -ERESTART_RESTARTBLOCK;
+}
+
+/* The compiler must not move what stands between them across. */
+#define BEGIN(call) call->begun++; asm volatile("" ::: "memory")
+#define DONE(call) asm volatile("" ::: "memory"); call->done = call->begun
+
+int entered(struct bpf_raw_tracepoint_args *ctx) {
+    u64 id = bpf_get_current_pid_tgid();
+    if (!of_tree(id))
+        return 0;
+    struct call *call = mine(id);
+    if (!call)
+        return 0;
+    s64 nr = ctx->args[1];
+    struct saved saved = {};
+    bpf_probe_read_kernel(&saved, sizeof saved, (const char *)ctx->args[0] + AT_PT_REGS_R10);
+    bool again = goes_on(call->last_result) && call->last_nr >= 0 && (nr == call->last_nr || nr == NR_RESTART_SYSCALL);
+    BEGIN(call);
+    if (again) {
+        call->nr = call->last_nr;
+    } else {
+        call->nr = nr;
+        call->entry_ns = bpf_ktime_get_ns();
+        call->arg[0] = saved.di, call->arg[1] = saved.si, call->arg[2] = saved.dx;
+        call->arg[3] = saved.r10, call->arg[4] = saved.r8, call->arg[5] = saved.r9;
+    }
+    DONE(call);
+    return 0;
+}
+
+int exited(struct bpf_raw_tracepoint_args *ctx) {
+    u64 id = bpf_get_current_pid_tgid();
+    if (!of_tree(id))
+        return 0;
+    struct call *call = mine(id);
+    if (!call)
+        return 0;
+    s64 result = ctx->args[1];
+    BEGIN(call);
+    if (call->nr < 0) { /* it was in the call before we looked */
+        struct saved saved = {};
+        bpf_probe_read_kernel(&saved, sizeof saved, (const char *)ctx->args[0] + AT_PT_REGS_R10);
+        call->nr = FIELD(s64, ctx->args[0], AT_PT_REGS_ORIG_AX);
+        call->entry_ns = 0;
+        call->arg[0] = saved.di, call->arg[1] = saved.si, call->arg[2] = saved.dx;
+        call->arg[3] = saved.r10, call->arg[4] = saved.r8, call->arg[5] = saved.r9;
+    }
+    call->last_nr = call->nr;
+    call->last_result = result;
+    call->last_exit_ns = bpf_ktime_get_ns();
+    call->count += !goes_on(result);
+    call->nr = -1;
+    DONE(call);
+    return 0;
+}
