@@ -9,5 +9,6 @@ from bpf.errors import BpfError
 from bpf.lifecycle import Change, Filter, Kind
 from bpf.ready import compiled, missing, prepare
 from bpf.syscalls import Call, Syscalls
+from bpf.writes import Write, Writes
 
-__all__ = ["BpfError", "Call", "Change", "Filter", "Kind", "Syscalls", "compiled", "missing", "prepare"]
+__all__ = ["BpfError", "Call", "Change", "Filter", "Kind", "Syscalls", "Write", "Writes", "compiled", "missing", "prepare"]

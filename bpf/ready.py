@@ -8,7 +8,7 @@ import os
 from bpf import btf, calls, images
 from bpf.errors import BpfError
 
-PROGRAMS = ("lifecycle", "syscalls")
+PROGRAMS = ("lifecycle", "syscalls", "writes")
 _NOTHING = bytes.fromhex("b7000000000000009500000000000000")  #: r0 = 0; exit
 _INIT_PID_NAMESPACE = 0xEFFFFFFC  #: PROC_PID_INIT_INO
 

@@ -53,6 +53,7 @@ WORKLOADS: Mapping[str, tuple[str, ...]] = {
     "waits": ("bin/waits",),
     "signals": ("bin/signals",),
     "sockets": ("bin/sockets", "{folder}"),
+    "writers": ("bin/writers", "{folder}"),
     "python-threads": (PYTHON, "python_threads.py", "{folder}/progress.txt"),
     "python-asyncio": (PYTHON, "python_asyncio.py"),
     "redis": (PYTHON, "redis_victim.py", "{folder}", "2000"),

@@ -1,0 +1,48 @@
+"""First writes to pages that tracking has protected: who, when, by which instruction (src/writes.bpf.c)."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from bpf.lifecycle import Filter
+from bpf.program import Program
+from bpf.ring import Ring
+
+RING_BYTES = 16 << 20  #: 350,000 first writes between two readings
+
+
+class Write(NamedTuple):
+    """One fault. A tuple: there may be hundreds of thousands."""
+
+    ns: int  #: CLOCK_MONOTONIC
+    place: int  #: the page's address; bit 0: written by the kernel on the thread's behalf
+    ip: int  #: address of the instruction; of the call's, where the kernel wrote
+    tid: int
+    pid: int
+    nr: int  #: number of the call in which the kernel wrote, -1: none
+    pad: int
+
+
+class Writes:
+    def __init__(self, tree: Filter, ring_bytes: int = RING_BYTES) -> None:
+        self._program = Program("writes", {"by_user": "page_fault_user", "by_kernel": "page_fault_kernel"}, tree.shared, ring_bytes)
+        self._ring = Ring(self._program.maps["events"], ring_bytes, "QQQIIiI")
+
+    def take(self) -> list[Write]:
+        """In the order of their recording; of a page that faulted more than once, all."""
+        return [Write._make(record) for record in self._ring.take()]
+
+    def lost(self) -> int:
+        """Events that found no room, all in all."""
+        return self._program.counter("lost")
+
+    def close(self) -> None:
+        self._ring.close()
+        self._program.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
