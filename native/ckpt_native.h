@@ -153,7 +153,7 @@ struct ckpt_scan_result {
 /* Counts without protecting anything (sizes the sink, and is the floor of the bench). */
 int ckpt_scan_count(ckpt_tree *tree, const struct ckpt_track *track, struct ckpt_scan_result *ret_result);
 /* One round while the target runs: protect what was written and copy it into the sink, going on at *cursor (0 at first;
- * ~0 when the round is complete) and returning early when the sink is full, so that memory stays bounded. */
+ * ~0 when the round is complete) and returning early when the sink is full, so that memory stays bounded. sink NULL: protect alone. */
 int ckpt_precopy(ckpt_tree *tree, const struct ckpt_track *track, ckpt_sink *sink, uint64_t *cursor, struct ckpt_scan_result *ret_result);
 
 /* ---- the frozen window of a snapshot: freeze, raw bytes, scan, copy, thaw in one call (capture.c) ---- */

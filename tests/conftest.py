@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import bpf
 from tests.harness import SOAK, Ckpt, Skipped, Victim, progress, soak, time_is_up
 
 
@@ -30,6 +31,21 @@ def victim(tmp_path: Path) -> Iterator[Callable[..., Victim]]:
                 pytest.skip(f"{name}: {reason}")
 
         yield start
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bpf_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """BPF programs are compiled once for all tests, into a cache of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CKPT_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def usable(bpf_cache: None) -> None:
+    """For tests that need BPF; where it cannot be used the reason is told."""
+    if (error := bpf.missing()) is not None:
+        pytest.skip(f"BPF cannot be used: {error}")
 
 
 def pytest_report_header() -> list[str]:

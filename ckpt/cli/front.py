@@ -26,7 +26,7 @@ from typing import NoReturn
 from ckpt.ops.interrupts import ENDING, Ended
 
 #: Commands that stop a program, be it to finish what another ckpt began.
-TRACING = frozenset({"check", "restore", "rollback", "snapshot", "verify"})
+TRACING = frozenset({"check", "restore", "rollback", "snapshot", "trace", "verify"})
 _PASSED_ON = frozenset({*ENDING, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2})
 _SI_KERNEL = 0x80
 _F_SETSIG = 10

@@ -29,6 +29,13 @@ def print_json(document: dict[str, Any]) -> None:
     sys.stdout.write("\n")
 
 
+def print_line(document: dict[str, Any]) -> None:
+    """One of a sequence of objects, each a line of its own; at once, for whoever reads along."""
+    json.dump(document, sys.stdout, default=_plain)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
 def _plain(item: Any) -> Any:
     if dataclasses.is_dataclass(item) and not isinstance(item, type):
         return {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}

@@ -25,6 +25,10 @@ from ckpt.model import PidRef
 from ckpt.procfs import parse_stat
 
 
+class BusyError(CkptError):
+    """Another ckpt is at work on the target."""
+
+
 def folder() -> Path:
     """`/run/ckpt` for root, else `$XDG_RUNTIME_DIR/ckpt`, else a folder of the user's own under /tmp (mode 0700)."""
     if os.environ.get("CKPT_RUNTIME_DIR"):
@@ -136,7 +140,7 @@ def target_lock(ref: PidRef, timeout_s: float = 10.0) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "another process"
-                    raise CkptError(f"task {ref.pid}: ckpt {holder} is at work on it: try again when it is done") from None
+                    raise BusyError(f"task {ref.pid}: ckpt {holder} is at work on it: try again when it is done") from None
                 time.sleep(0.02)
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)

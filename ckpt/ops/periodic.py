@@ -17,12 +17,12 @@ from ckpt.ops.snapshot import Request, Result, snapshot
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
-def parse_interval(text: str) -> float:
+def parse_interval(text: str, option: str = "--every") -> float:
     """ "5s", "500ms", "1m" -> seconds; UsageError says what is accepted."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|min|h)?", text.strip())
     seconds = float(match[1]) * UNITS[match[2] or "s"] if match else 0.0
     if seconds < 0.01:
-        raise UsageError(f"--every {text}: give a time of at least 10ms, such as 500ms, 5s or 1m")
+        raise UsageError(f"{option} {text}: give a time of at least 10ms, such as 500ms, 5s or 1m")
     return seconds
 
 

@@ -23,6 +23,8 @@
  * Nothing here tells which pages exist: the freeze does, completely. So a round names DATA and ZERO runs only, and may be
  * dropped in the middle as long as the baseline counts as consumed.
  *
+ * Without a sink a round protects and counts, and copies nothing: for who watches writes, and has no baseline to keep (race 4 is none then).
+ *
  * Without userfaultfd there are no rounds: the soft-dirty bit cannot be consumed while the program runs, and comparison
  * has nothing to go by.
  */
@@ -197,13 +199,13 @@ static int take_in(struct round *round, ckpt_addr_t from, ckpt_addr_t to) {
 static int round_line(struct round *round, const struct map_line *line, ckpt_addr_t *at, int mem, ckpt_sink *sink, struct ckpt_scan_result *total) {
     struct scan *scan = &round->scan;
     while (*at < line->end) {
-        uint64_t room = sink_free_bytes(sink) / CKPT_PAGE;
+        uint64_t room = sink ? sink_free_bytes(sink) / CKPT_PAGE : ROUND_PAGES;
         if (!room)
             return 1;
         scan->max_pages = room < ROUND_PAGES ? room : ROUND_PAGES;
         scan->out->count = 0;
         int error = scan_written(scan, *at, line->end, maps_kind(line), at);
-        if (!error)
+        if (!error && sink)
             error = bring_all(round, mem, sink);
         if (error)
             return error;
@@ -274,7 +276,7 @@ int ckpt_precopy(ckpt_tree *tree, const struct ckpt_track *track, ckpt_sink *sin
             return 0;
         }
     }
-    if (!error)
+    if (!error && sink)
         error = sink_space(sink, round.task->mm);
     if (!error)
         error = round_lines(&round, mem, sink, cursor, &total);
