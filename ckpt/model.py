@@ -202,6 +202,37 @@ class Snapshot:
         return next(file for file in self.files if file.id == identity)
 
 
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """An instruction that wrote pages. Without a symbol `offset` is the address in the file's own numbering."""
+
+    ip: int
+    file: str
+    symbol: str | None
+    offset: int
+    call: str | None  #: name of the call in which the kernel wrote for it; None: it wrote itself
+
+
+@dataclass(frozen=True, slots=True)
+class PageWrite:
+    """The first write of a page since it was protected."""
+
+    pid: int
+    address: int
+    written_ns: int  #: CLOCK_REALTIME
+    tid: int
+    writer: int  #: place in Evidence.writers
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Who wrote in the interval before a snapshot. Beside the pages, never instead of them: what was written the scan says."""
+
+    writers: tuple[Writer, ...] = ()
+    writes: tuple[PageWrite, ...] = ()
+    lost: int = 0  #: writes of which only their number is known
+
+
 class PageSource(Protocol):
     """Where page contents come from: a living capture, or a generation of the store."""
 

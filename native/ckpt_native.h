@@ -213,6 +213,7 @@ struct ckpt_capture_options {
 };
 struct ckpt_timing { /* nanoseconds; stop is freeze's first effect to thaw's last; scan and copy may lie beside files and descriptors */
     uint64_t stop, freeze, files, descriptors, questions, scan, copy, thaw;
+    uint64_t at; /* no duration: an instant at which everybody stood still, after the last write that the pages show */
 };
 /* On failure the tree runs on, nothing is kept, and last_fault names the resource. A tree that is frozen already stays
  * frozen, on success and on failure (rollback looks at the layout inside its own freeze). */

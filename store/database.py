@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 APPLICATION_ID = 0x636B7074  # "ckpt"
-FORMAT = 1
+FORMAT = 2
 CACHE_KIB = 16384
 PAGE_SIZE = 32768
 JOURNAL_BYTES = 4 << 20  #: what may stay of the journal between transactions
@@ -115,18 +115,25 @@ def open_database(path: str, *, create: bool, read_only: bool, timeout_s: float)
     try:
         found = _format(connection, path, create and not read_only)
         if found < FORMAT:
-            if read_only:
-                raise StoreError(
-                    "not-a-store" if found == 0 else "read-only",
-                    f"{path}: " + ("an empty file" if found == 0 else f"format {found} must be migrated: open it for writing once"),
-                )
-            with writer_lock(path, timeout_s):
-                _migrate(connection, path)
+            _bring_up(connection, path, found, read_only, timeout_s)
         bound_cache(connection)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _bring_up(connection: sqlite3.Connection, path: str, found: int, read_only: bool, timeout_s: float) -> None:
+    """Migrates an older store. One who only reads does so too where the file may be written: the first `ckpt log` after an update."""
+    if not read_only:
+        with writer_lock(path, timeout_s):
+            _migrate(connection, path)
+    elif found == 0:
+        raise StoreError("not-a-store", f"{path}: an empty file")
+    elif not os.access(path, os.W_OK):
+        raise StoreError("read-only", f"{path}: format {found} must be migrated: open it for writing once")
+    else:
+        open_database(path, create=False, read_only=False, timeout_s=timeout_s).close()
 
 
 def _format(connection: sqlite3.Connection, path: str, may_be_empty: bool) -> int:

@@ -15,7 +15,8 @@ from store.records import Problem, Progress, StoreError
 
 __all__ = ["OWNED", "check"]
 
-OWNED = ("snapshots", "phases", "tags", "processes", "threads", "mappings", "descriptors", "spaces", "page_runs")
+OWNED = ("snapshots", "phases", "tags", "processes", "threads", "mappings", "descriptors", "writers", "page_writes", "spaces", "page_runs")
+WITHOUT_WRITER = "NOT EXISTS (SELECT 1 FROM writers w WHERE w.generation = p.generation AND w.writer = p.writer)"
 _KEPT = 4
 
 
@@ -73,6 +74,8 @@ def _generations(connection: sqlite3.Connection) -> Iterator[Problem]:
             f"SELECT DISTINCT generation FROM {table} WHERE generation NOT IN (SELECT generation FROM generations)"
         ):
             yield Problem(3, f"table {table} has rows of generation {number}, which is not there", number)
+    for (number,) in connection.execute(f"SELECT DISTINCT generation FROM page_writes p WHERE {WITHOUT_WRITER}"):
+        yield Problem(12, f"generation {number} has writes of a writer that it does not know", number)
     for (number,) in connection.execute(
         "SELECT generation FROM generations WHERE generation NOT IN (SELECT generation FROM snapshots) "
         "OR lineage NOT IN (SELECT lineage FROM lineages)"

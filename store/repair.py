@@ -7,7 +7,7 @@ import sqlite3
 from store import index, packs, upkeep
 from store._pages import ffi, lib
 from store.database import transaction
-from store.fsck import OWNED, check
+from store.fsck import OWNED, WITHOUT_WRITER, check
 from store.fsck_frames import hashes_of
 from store.manifests import changes, insert_changes, load_layouts
 from store.records import Problem, Progress
@@ -48,6 +48,7 @@ def _rebuild(connection: sqlite3.Connection, key: bytes) -> None:
     connection.execute(f"UPDATE generations SET parent = NULL WHERE parent >= generation OR parent NOT IN ({generations})")
     for table in OWNED:
         connection.execute(f"DELETE FROM {table} WHERE generation NOT IN ({generations})")
+    connection.execute(f"DELETE FROM page_writes AS p WHERE {WITHOUT_WRITER}")
     connection.execute("INSERT OR IGNORE INTO snapshots SELECT generation, x'' FROM generations")
     connection.execute("INSERT OR IGNORE INTO lineages SELECT lineage, command, created_ns, 0, 0, 0 FROM generations")
     connection.execute("DELETE FROM lineages WHERE lineage NOT IN (SELECT lineage FROM generations)")

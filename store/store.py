@@ -25,7 +25,7 @@ _COLUMNS = (
     'resident, dirty, "read", zero, deduplicated, stored, bytes_stored'
 )
 _KEPT_LAYOUTS = 4
-_PLAIN = ("processes", "threads", "mappings", "descriptors", "page_runs", "spaces", "phases")
+_PLAIN = ("processes", "threads", "mappings", "descriptors", "writers", "page_writes", "page_runs", "spaces", "phases")
 
 
 class Store(AbstractContextManager["Store"]):

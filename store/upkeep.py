@@ -18,7 +18,10 @@ from store.records import GcResult, Progress, StoreError
 
 __all__ = ["OF_GENERATION", "collect", "drop_unused_manifests", "live_contents", "remove", "repack"]
 
-OF_GENERATION = ("page_runs", "spaces", "processes", "threads", "mappings", "descriptors", "phases", "snapshots", "generations")
+OF_GENERATION = (
+    *("page_runs", "spaces", "processes", "threads", "mappings", "descriptors", "page_writes", "writers", "phases", "snapshots"),
+    "generations",
+)
 _REWRITE_DEAD = 0.25  #: of a pack's bytes: what makes rewriting worth it
 _BATCH = 8
 _CHECK = 16  #: bytes of a frame before its page's
@@ -38,10 +41,25 @@ def remove(connection: sqlite3.Connection, number: int) -> None:
     for child in children:
         connection.execute("DELETE FROM page_runs WHERE generation = ?", (child,))
         insert_changes(connection, child, changes(old, load_layouts(connection, child)))
+        _hand_down_writes(connection, number, child)
     for table in OF_GENERATION:
         connection.execute(f"DELETE FROM {table} WHERE generation = ?", (number,))
     connection.execute("DELETE FROM lineages WHERE lineage NOT IN (SELECT lineage FROM generations)")
     drop_unused_manifests(connection)
+
+
+def _hand_down_writes(connection: sqlite3.Connection, number: int, child: int) -> None:
+    """The child's interval takes in that of its parent, which goes: who wrote in both is who wrote later."""
+    after = connection.execute("SELECT coalesce(max(writer) + 1, 0) FROM writers WHERE generation = ?", (child,)).fetchone()[0]
+    moved = connection.execute(
+        "INSERT OR IGNORE INTO page_writes SELECT ?, space, page, written_ns, pid, tid, writer + ? FROM page_writes WHERE generation = ?",
+        (child, after, number),
+    ).rowcount
+    if moved > 0:
+        connection.execute(
+            "INSERT INTO writers SELECT ?, writer + ?, ip, file, symbol, offset, call FROM writers WHERE generation = ?",
+            (child, after, number),
+        )
 
 
 def live_contents(connection: sqlite3.Connection, progress: Progress | None) -> packs.Live:

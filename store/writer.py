@@ -26,7 +26,7 @@ __all__ = ["Writer"]
 PAGE = 4096
 #: Packs are kept until there is this much of them, so that a small generation costs one transaction only.
 HELD_BYTES = 12 << 20
-_TABLES = ("processes", "threads", "mappings", "descriptors")
+_TABLES = ("processes", "threads", "mappings", "descriptors", "writers", "page_writes")
 _PAGES = ("resident", "dirty", "read", "zero", "deduplicated", "stored")
 
 
@@ -172,7 +172,7 @@ class Writer(AbstractContextManager["Writer"]):
     def publish(self, generation: Generation, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
         """Makes the generation visible, all of it or nothing, and returns its number.
 
-        `rows`: {table: rows} for processes, threads, mappings and descriptors, without the generation's number.
+        `rows`: {table: rows} for processes, threads, mappings, descriptors, writers and page_writes, without the generation's number.
         """
         if self._published is not None:
             raise RuntimeError("published already")

@@ -33,6 +33,7 @@ def command(
     keep: Annotated[
         str | None, typer.Option("--keep", metavar="POLICY", help="Then drop what the policy does not keep.", show_default=False)
     ] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="With --every: keep who wrote each page first (eBPF).")] = False,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -46,6 +47,8 @@ def command(
         raise UsageError("--full and --incremental exclude each other: leave one out")
     if tracker not in ("auto", "uffd", "softdirty", "compare"):
         raise UsageError(f"--tracker {tracker}: must be auto, uffd, softdirty or compare")
+    if trace and every is None:
+        raise UsageError("--trace watches what is written between snapshots: give --every TIME too")
     if tag is not None:
         check_tag(tag)
     if keep is not None:
@@ -61,7 +64,7 @@ def command(
         sys.stdout.flush()  # before the store tends itself
 
     if every is not None:
-        repeat(request, parse_interval(every), keep, show)
+        repeat(request, parse_interval(every), keep, show, traced=trace)
         return
     with output.progress(f"snapshot of {pid}") as step:
         made = snapshot(request, step)
@@ -88,6 +91,7 @@ def describe(made: dict[str, Any]) -> None:
                 f"{output.pages(pages['read'])} pages: {pages['zero']:,} zero, {pages['deduplicated']:,} known, {pages['stored']:,} new",
             ),
             ("stored", output.size(made["bytes_stored"])),
+            ("writes", f"{made['writes']['pages']:,} pages with their writer" if "writes" in made else None),
             ("compared", f"{made['paranoid']['compared']:,} pages, {made['paranoid']['wrong']} differ" if "paranoid" in made else None),
         ],
         indent=2,

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ckpt.history import codec
-from ckpt.history.rows import plain_rows
+from ckpt.history.rows import evidence_rows, plain_rows
 from ckpt.history.runs import Buffer, PageSet
-from ckpt.model import Snapshot
+from ckpt.model import Evidence, Snapshot
 
 if TYPE_CHECKING:
     from store import Counts, Generation, Writer
@@ -61,8 +61,9 @@ class Recording:
         self._writer.finish(space, runs)
         self._layout[space].add(runs)
 
-    def commit(self, snapshot: Snapshot, meta: Meta) -> Generation:
-        """Publishes. The generation is durable when this returns, and not there at all if it raises."""
+    def commit(self, snapshot: Snapshot, meta: Meta, evidence: Evidence | None = None) -> Generation:
+        """Publishes. The generation is durable when this returns, and not there at all if it raises. `evidence`: who wrote since
+        the parent."""
         from store import Generation
 
         dirty = sum(len(pages) for pages in self._added.values()) if meta.dirty is None else meta.dirty
@@ -87,6 +88,8 @@ class Recording:
             snapshot=codec.encode(snapshot),
         )
         rows: dict[str, list[dict[str, Any]]] = plain_rows(snapshot, self._layout, self._added)
+        if evidence is not None:
+            rows |= evidence_rows(snapshot, evidence)
         return self._numbered(generation, self._writer.publish(generation, rows))
 
     @staticmethod

@@ -7,11 +7,12 @@ Columns carry their unit in the name where it is not a count of pages; words sta
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Mapping as MappingABC
 from typing import Any
 
 from ckpt.history.runs import PageSet
-from ckpt.model import PAGE, Mapping, OpenFile, Snapshot, State, Task
+from ckpt.model import PAGE, Evidence, Mapping, OpenFile, Snapshot, State, Task
 
 Row = dict[str, Any]
 Sets = MappingABC[int, PageSet]
@@ -87,11 +88,49 @@ def _threads(task: Task) -> list[Row]:
     ]
 
 
+def evidence_rows(snapshot: Snapshot, evidence: Evidence) -> dict[str, list[Row]]:
+    """Writes of pages that are still mapped, by space and page, the first where several processes wrote one; and their writers."""
+    objects = {(item.dev, item.ino): item.space for item in snapshot.objects}
+    spans = {
+        task.pid: [(mapping.start, mapping.end, *_place(task, mapping, objects)) for mapping in task.mappings] for task in snapshot.tasks
+    }
+    starts = {pid: [span[0] for span in mapped] for pid, mapped in spans.items()}
+    first: dict[tuple[int, int], Row] = {}
+    for write in evidence.writes:
+        at = bisect_right(starts.get(write.pid, ()), write.address) - 1
+        if at < 0 or write.address >= spans[write.pid][at][1]:
+            continue
+        start, _, space, page = spans[write.pid][at]
+        key = space, page + (write.address - start) // PAGE
+        if key not in first or write.written_ns < first[key]["written_ns"]:
+            row = {
+                "space": key[0],
+                "page": key[1],
+                "written_ns": write.written_ns,
+                "pid": write.pid,
+                "tid": write.tid,
+                "writer": write.writer,
+            }
+            first[key] = row
+    used = {row["writer"] for row in first.values()}
+    writers = [
+        {"writer": number, "ip": one.ip, "file": one.file, "symbol": one.symbol, "offset": one.offset, "call": one.call}
+        for number, one in enumerate(evidence.writers)
+        if number in used
+    ]
+    return {"writers": writers, "page_writes": list(first.values())}
+
+
+def _place(task: Task, mapping: Mapping, objects: MappingABC[tuple[int, int], int]) -> tuple[int, int]:
+    """(space, page) at which a mapping begins: an object's pages are numbered by offset, a memory's by address."""
+    if mapping.backing.kind == "object":
+        return objects.get((mapping.backing.dev, mapping.backing.ino), task.mm), mapping.backing.offset // PAGE
+    return task.mm, mapping.start // PAGE
+
+
 def _mapping(task: Task, mapping: Mapping, objects: MappingABC[tuple[int, int], int], layout: Sets, dirty: Sets) -> Row:
     backing = mapping.backing
-    space, first = task.mm, mapping.start // PAGE
-    if backing.kind == "object":
-        space, first = objects.get((backing.dev, backing.ino), task.mm), backing.offset // PAGE
+    space, first = _place(task, mapping, objects)
     end = first + (mapping.end - mapping.start) // PAGE
     return {
         "pid": task.pid,

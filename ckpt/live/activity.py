@@ -6,10 +6,8 @@ from collections import Counter
 from collections.abc import Mapping as MappingABC
 from dataclasses import dataclass
 
-from bpf import Write
 from ckpt.live.symbols import Layout, Symbols, Where
-from ckpt.live.telemetry import FirstWrites
-from ckpt.syscalls import names
+from ckpt.live.telemetry import FirstWrites, call_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +59,3 @@ def by_function(first: FirstWrites, maps: MappingABC[int, Layout], symbols: Symb
         counts[key] += 1
         tids.setdefault(key, set()).add(write.tid)
     return [FunctionWrites(*key, pages, tuple(sorted(tids[key]))) for key, pages in counts.most_common()]
-
-
-def call_of(write: Write) -> str | None:
-    """The call in which the kernel wrote on the thread's behalf."""
-    return names.name(write.nr) if write.place & 1 else None

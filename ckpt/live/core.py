@@ -246,10 +246,10 @@ class Tree:
         self.check(int(lib.ckpt_tree_signal(self.handle, pid, number)), "signal")
 
     def capture(self, options: CaptureOptions, sink: Sink) -> dict[str, int]:
-        """Freeze, raw bytes, scan, copy, thaw. Returns nanoseconds by phase; `stop` is the whole frozen time."""
+        """Freeze, raw bytes, scan, copy, thaw. Returns nanoseconds by phase; `stop` is the whole frozen time, `at` an instant in it."""
         raw = ffi.new("struct ckpt_timing *")
         self.check(int(lib.ckpt_capture(self.handle, options.raw, sink.handle, raw)), "capture")
-        names = ("stop", "freeze", "files", "descriptors", "questions", "scan", "copy", "thaw")
+        names = ("stop", "freeze", "files", "descriptors", "questions", "scan", "copy", "thaw", "at")
         return {name: int(getattr(raw, name)) for name in names}
 
     def look(self, options: CaptureOptions, sink: Sink) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from bpf import Change as Change
 from bpf import Kind as Kind
 from ckpt.errors import CkptError, NotFoundError, PermissionDeniedError
 from ckpt.live.inflight import InFlight, Observer
-from ckpt.model import PAGE, PidRef
+from ckpt.live.symbols import Layout, Symbols
+from ckpt.model import PAGE, Evidence, PageWrite, PidRef, Snapshot, Writer
+from ckpt.syscalls import names
 
 _PASSES = 4  #: over the tree, until nobody new is found: from then on the kernel follows
 
@@ -37,6 +40,11 @@ def _keep_first(first: FirstWrites, write: Write) -> None:
         first[key] = write
 
 
+def call_of(write: Write) -> str | None:
+    """The call in which the kernel wrote on the thread's behalf; None: the thread wrote itself."""
+    return names.name(write.nr) if write.place & 1 else None
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """A BpfError leaves as an error with an exit code."""
@@ -55,6 +63,7 @@ class Telemetry:
         self._stack = ExitStack()
         self._first: FirstWrites = {}
         self._lost = 0
+        self._symbols = Symbols()
         with translated(), ExitStack() as stack:
             bpf.prepare()
             self._filter = stack.enter_context(bpf.Filter())
@@ -92,6 +101,26 @@ class Telemetry:
         """Takes in what has been written; to be called so often that the ring does not run over."""
         for write in self._writes.take():
             _keep_first(self._first, write)
+
+    def evidence(self, snapshot: Snapshot, at_ns: int) -> Evidence:
+        """Who wrote until `at_ns`, an instant at which the tree stood still and `snapshot` saw its mappings; what came later is the
+        next interval's."""
+        written = self.begin(at_ns)
+        maps = {task.pid: Layout(task.pid, task.mappings) for task in snapshot.tasks}
+        numbers: dict[tuple[int, int, int], int] = {}
+        writers: list[Writer] = []
+        writes: list[PageWrite] = []
+        shift = time.time_ns() - time.monotonic_ns()
+        for (pid, page), write in written.first.items():
+            if pid not in maps:
+                continue  # has ended, and its memory with it
+            key = pid, write.ip, write.nr
+            number = numbers.setdefault(key, len(writers))
+            if number == len(writers):
+                where = self._symbols.where(maps[pid], write.ip)
+                writers.append(Writer(write.ip, where.file, where.symbol, where.offset, call_of(write)))
+            writes.append(PageWrite(pid, page, write.ns + shift, write.tid, number))
+        return Evidence(tuple(writers), tuple(writes), written.lost)
 
     def begin(self, at_ns: int | None = None) -> Written:
         """What was written first until now, or until `at_ns`, which must lie after the last drain; from there on every page is written

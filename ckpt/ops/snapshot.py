@@ -12,11 +12,11 @@ from __future__ import annotations
 import re
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckpt.errors import CkptError, NotFoundError, UsageError
 from ckpt.history.open import Generation, History, Mode, open_store
@@ -28,10 +28,13 @@ from ckpt.live.capture import Capture
 from ckpt.live.pages import batches, final_parts, layout
 from ckpt.live.preflight import preflight
 from ckpt.live.spaces import Spaces
-from ckpt.model import PidRef, Snapshot
+from ckpt.model import Evidence, PidRef, Snapshot
 from ckpt.ops.baseline import Clock, find_baseline
 from ckpt.ops.paranoid import compare_pages
 from ckpt.ops.settle import settle
+
+if TYPE_CHECKING:  # bpf is loaded where something is watched
+    from ckpt.live.telemetry import Telemetry
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class Result:
     warnings: tuple[str, ...]
     paranoid: Mapping[str, int] | None
     total_ns: int  #: until the generation was published (the one in the store ends where the publication begins)
+    evidence: Evidence | None = None  #: who wrote, where that was watched
 
     def json(self) -> dict[str, Any]:
         made = self.generation
@@ -75,6 +79,8 @@ class Result:
         }
         if self.paranoid is not None:
             answer["paranoid"] = dict(self.paranoid)
+        if self.evidence is not None:
+            answer["writes"] = {"pages": len(self.evidence.writes), "writers": len(self.evidence.writers), "lost": self.evidence.lost}
         return answer
 
 
@@ -89,12 +95,13 @@ def quiet(_what: str, _done: int, _total: int) -> None:
 TRIES = 10  #: a tree whose children end while it is looked at is looked at anew
 
 
-def snapshot(request: Request, progress: Progress = quiet) -> Result:
-    """Takes one snapshot. Raises RefusedError (3), PermissionDeniedError (4), NotFoundError (6), DamagedError (5), CkptError (1)."""
+def snapshot(request: Request, progress: Progress = quiet, witness: Telemetry | None = None) -> Result:
+    """Takes one snapshot; `witness`: has watched the tree's writes since the last. Raises RefusedError (3), PermissionDeniedError (4),
+    NotFoundError (6), DamagedError (5), CkptError (1)."""
     root = runtime.start_ticks(request.pid)
     for attempt in range(1, TRIES + 1):
         try:
-            return _snapshot(request, progress)
+            return _snapshot(request, progress, witness)
         except (FileNotFoundError, ProcessLookupError, NotFoundError) as error:
             if isinstance(error, OSError) and re.match(r"/proc/\d", str(error.filename)) is None:
                 raise
@@ -105,7 +112,7 @@ def snapshot(request: Request, progress: Progress = quiet) -> Result:
     raise AssertionError("the last attempt returns or raises")
 
 
-def _snapshot(request: Request, progress: Progress) -> Result:
+def _snapshot(request: Request, progress: Progress, witness: Telemetry | None) -> Result:
     table()  # code is loaded before the clock starts and before the target is locked
     clock = Clock()
     core.one_heap()
@@ -120,14 +127,24 @@ def _snapshot(request: Request, progress: Progress) -> Result:
         history = stack.enter_context(open_store(request.store, Mode.CREATE))
         if passed.direct_io:
             request = replace(request, precopy=0)  # a page that a device is writing to would be protected behind its back
-        return _Run(request, ref, tree, history, clock, progress).run(passed.warnings)
+        return _Run(request, ref, tree, history, clock, progress, witness).run(passed.warnings)
 
 
 class _Run:
     """One snapshot's steps, in order; only here so that they need not hand ten things to each other."""
 
-    def __init__(self, request: Request, ref: PidRef, tree: core.Tree, history: History, clock: Clock, progress: Progress) -> None:
+    def __init__(
+        self,
+        request: Request,
+        ref: PidRef,
+        tree: core.Tree,
+        history: History,
+        clock: Clock,
+        progress: Progress,
+        witness: Telemetry | None,
+    ) -> None:
         self.request, self.ref, self.tree, self.history, self.clock, self.progress = request, ref, tree, history, clock, progress
+        self.witness, self.evidence = witness, None if witness is None else Evidence()
         self.incarnation = runtime.incarnation(ref)
         self.baseline = find_baseline(history, ref, self.incarnation)
 
@@ -154,7 +171,12 @@ class _Run:
             self.history.store.tag(self.request.tag, generation.number)
         if self.baseline.parent is None:
             runtime.sweep()
-        return Result(generation, found, (*warnings, *armed.warnings), verdict, time.monotonic_ns() - self.clock.start)
+        warnings = (*warnings, *armed.warnings, *self._unknown_writers())
+        return Result(generation, found, warnings, verdict, time.monotonic_ns() - self.clock.start, self.evidence)
+
+    def _unknown_writers(self) -> Iterator[str]:
+        if self.evidence is not None and self.evidence.lost:
+            yield f"{self.evidence.lost} writes came faster than they were read: their pages have no writer, or a later one"
 
     def _record(self, recording: Recording, armed: track.Armed, incremental: bool) -> tuple[Generation, Snapshot, dict[str, int] | None]:
         before, parent = self.history.load(self.baseline.parent) if self.baseline.parent is not None else (None, None)
@@ -180,7 +202,9 @@ class _Run:
             frozen = self._store(recording, sink, spaces)
             self.clock.lap("stored")
             meta = self._meta(found, timing, armed, incremental, precopied + frozen)
-            generation = recording.commit(found, meta)
+            if self.witness is not None:
+                self.evidence = self.witness.evidence(found, timing["at"])
+            generation = recording.commit(found, meta, self.evidence)
             self.clock.lap("published")
             verdict = self._verdict(generation, sink, spaces) if self.request.paranoid else None
             if self.request.kill:
@@ -232,7 +256,7 @@ class _Run:
 
     def _meta(self, found: Snapshot, timing: dict[str, int], armed: track.Armed, incremental: bool, dirty: int) -> Meta:
         root = found.task(self.ref.pid)
-        phases = {**self.clock.phases, **{f"stop_{name}": ns for name, ns in timing.items() if name != "stop"}}
+        phases = {**self.clock.phases, **{f"stop_{name}": ns for name, ns in timing.items() if name not in ("stop", "at")}}
         return Meta(
             lineage=self.baseline.lineage,
             incarnation=self.incarnation,

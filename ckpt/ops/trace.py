@@ -19,10 +19,9 @@ from ckpt.live.symbols import Symbols
 from ckpt.live.telemetry import Change, Kind, Telemetry
 from ckpt.model import PidRef
 from ckpt.ops.interrupts import held
+from ckpt.ops.periodic import DRAIN_S
 from ckpt.ops.settle import settle
 from ckpt.syscalls import names
-
-DRAIN_S = 0.1  #: the ring holds 350,000 first writes, a machine makes some 500,000 a second
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,7 +131,8 @@ static int frozen_window(struct window *window) {
     if (error)
         return error;
     start = ours ? tree->frozen_at : start;
-    window->timing.freeze = now_ns() - start;
+    window->timing.at = now_ns();
+    window->timing.freeze = window->timing.at - start;
     ckpt_mark("frozen");
     error = inside(window);
     since = now_ns();

@@ -9,7 +9,7 @@ from pathlib import Path
 from ckpt.history.open import History, Mode, open_store
 from ckpt.history.recording import Meta
 from ckpt.history.runs import pack
-from ckpt.model import PAGE, Content, Descriptor, Snapshot
+from ckpt.model import PAGE, Content, Descriptor, Evidence, PageWrite, Snapshot, Writer
 from tests.unit import samples
 
 HEAP = samples.HEAP.start // PAGE
@@ -28,7 +28,24 @@ def meta(lineage: str, command: str, pid: int, *, full: bool) -> Meta:
     return Meta(lineage, f"{lineage}-1", kind, "uffd", pid, command, 1_500_000, 30_000_000, phases={"freeze": 200_000, "copy": 900_000})
 
 
-def take(history: History, parent: int | None, pages: dict[int, bytes], snapshot: Snapshot, lineage: str = REDIS, zero: int = 0) -> int:
+def evidence(*writes: tuple[int, int]) -> Evidence:
+    """(page, writer): 0 is a function that wrote itself, 1 another for which the kernel wrote."""
+    writers = (
+        Writer(0x5554_0000_0010, "/usr/bin/redis-server", "setCommand", 0x10, None),
+        Writer(0x5554_0000_0020, "/usr/bin/redis-server", "readQuery", 0x20, "read"),
+    )
+    return Evidence(writers, tuple(PageWrite(4121, page * PAGE, START_NS + page, 4121 + writer, writer) for page, writer in writes))
+
+
+def take(
+    history: History,
+    parent: int | None,
+    pages: dict[int, bytes],
+    snapshot: Snapshot,
+    lineage: str = REDIS,
+    zero: int = 0,
+    evidence: Evidence | None = None,
+) -> int:
     """One generation: 8 heap pages and 4 of the stack; `pages` are those written since the parent, `zero` stack pages are zeros."""
     task = snapshot.tasks[0]
     with history.begin(parent) as recording:
@@ -40,7 +57,7 @@ def take(history: History, parent: int | None, pages: dict[int, bytes], snapshot
         recording.finish(
             0, pack([(HEAP, 8, same), (STACK, 4, same)]) if parent else pack([(HEAP, 8, Content.DATA), (STACK, 4, Content.ZERO)])
         )
-        return recording.commit(snapshot, meta(lineage, task.comm, task.pid, full=parent is None)).number
+        return recording.commit(snapshot, meta(lineage, task.comm, task.pid, full=parent is None), evidence).number
 
 
 def snapshot(generation: int, comm: str = "redis-server", pid: int = 4121) -> Snapshot:
@@ -58,12 +75,16 @@ def snapshot(generation: int, comm: str = "redis-server", pid: int = 4121) -> Sn
 
 
 def fill(path: Path) -> None:
-    """1 - 2 - 3 and, after a rollback, 2 - 5; python 4. Page HEAP + 1 is a, b, a (3), c (5); HEAP + 7 changes every time."""
+    """Writes were watched before 2 and 3.
+
+    1 - 2 - 3 and, after a rollback, 2 - 5; python 4. Page HEAP + 1 is a, b, a (3), c (5); HEAP + 7 changes every time."""
     first = {HEAP + n: page("first", n) for n in range(8)}
     with open_store(path, Mode.CREATE) as history:
         assert take(history, None, first, snapshot(1), zero=4) == 1
-        assert take(history, 1, {HEAP + 1: page("b"), HEAP + 7: page(2)}, snapshot(2)) == 2
-        assert take(history, 2, {HEAP + 1: page("first", 1), HEAP + 7: page(3)}, snapshot(3)) == 3
+        by = evidence((HEAP + 1, 0), (HEAP + 7, 0))
+        assert take(history, 1, {HEAP + 1: page("b"), HEAP + 7: page(2)}, snapshot(2), evidence=by) == 2
+        again = evidence((HEAP + 1, 0), (HEAP + 7, 1), (0x10, 1))
+        assert take(history, 2, {HEAP + 1: page("first", 1), HEAP + 7: page(3)}, snapshot(3), evidence=again) == 3
         python = {HEAP + n: page("first", n) if n < 4 else page("python", n) for n in range(8)}
         assert take(history, None, python, snapshot(4, "python3", 977), PYTHON, zero=4) == 4
         assert take(history, 2, {HEAP + 1: page("c"), HEAP + 7: page(5)}, snapshot(5)) == 5

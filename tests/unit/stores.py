@@ -36,12 +36,28 @@ def generation(parent: int | None = None, **fields: object) -> Generation:
     return Generation(0, parent, "lineage", "incarnation", "full" if parent is None else "incremental", "uffd", 7, "victim", 1, **fields)  # type: ignore[arg-type]
 
 
-def commit(store: Store, parent: int | None, changed: Mapping[int, bytes], kept: Iterable[int] = (), space: int = 0) -> int:
+def written(pages: Iterable[int], symbol: str, space: int = 0) -> dict[str, list[dict[str, object]]]:
+    """Rows that say that this function wrote these pages, at a time that is the page's number."""
+    writer = {"writer": 0, "ip": 0x401000, "file": "/bin/victim", "symbol": symbol, "offset": 4, "call": None}
+    return {
+        "writers": [writer],
+        "page_writes": [{"space": space, "page": page, "written_ns": page, "pid": 7, "tid": 8, "writer": 0} for page in pages],
+    }
+
+
+def commit(
+    store: Store,
+    parent: int | None,
+    changed: Mapping[int, bytes],
+    kept: Iterable[int] = (),
+    space: int = 0,
+    rows: Mapping[str, list[dict[str, object]]] | None = None,
+) -> int:
     """A generation of one space: `changed` with their bytes, `kept` as the parent has them."""
     with store.begin(parent) as writer:
         writer.add(space, *data_runs(changed))
         writer.finish(space, layout(set(kept) - set(changed), changed))
-        return writer.publish(generation(parent), {})
+        return writer.publish(generation(parent), rows or {})
 
 
 def contents(store: Store, number: int, space: int = 0) -> dict[int, bytes]:

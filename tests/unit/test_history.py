@@ -203,7 +203,7 @@ def canned(filled: Path, name: str, *arguments: str) -> list[dict[str, object]]:
 
 def test_every_canned_query_runs(filled: Path) -> None:
     queries = canned_queries()
-    assert {"growth", "hot-mappings", "page-history", "sharing", "churn"} <= set(queries)
+    assert {"growth", "hot-mappings", "page-history", "sharing", "churn", "writers"} <= set(queries)
     for name, query in queries.items():
         needed = ["1" for _, default in query.parameters if default is None]
         canned(filled, name, *needed)
@@ -225,6 +225,28 @@ def test_page_history_shows_a_return_to_old_contents(filled: Path) -> None:
     contents = {row["generation"]: row["content"] for row in rows}
     assert contents[1] == contents[3]
     assert len({contents[1], contents[2], contents[5]}) == 3
+
+
+def test_page_history_names_the_writer(filled: Path) -> None:
+    rows = canned(filled, "page-history", hex((HEAP + 7) * PAGE), "pid=4121")
+    assert [(row["generation"], row["writer"], row["tid"], row["call"]) for row in rows] == [
+        (1, None, None, None),
+        (2, "setCommand", 4121, None),
+        (3, "readQuery", 4122, "read"),
+        (5, None, None, None),
+    ]
+    assert str(rows[1]["written"]).startswith("2026-")
+
+
+def test_writers_by_pages(filled: Path) -> None:
+    rows = canned(filled, "writers")
+    assert [(row["function"], row["call"], row["pages"], row["percent"], row["generations"], row["threads"]) for row in rows] == [
+        ("setCommand", None, 3, 75.0, 2, 1),
+        ("readQuery", "read", 1, 25.0, 1, 1),
+    ]
+    assert {row["file"] for row in rows} == {"/usr/bin/redis-server"}
+    assert [row["pages"] for row in canned(filled, "writers", "redis-server", "generation=3")] == [1, 1]
+    assert canned(filled, "writers", "python3") == []
 
 
 def test_sharing_between_programs(filled: Path) -> None:

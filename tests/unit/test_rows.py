@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import replace
 
-from ckpt.history.rows import mapping_name, permissions, plain_rows
+from ckpt.history.rows import evidence_rows, mapping_name, permissions, plain_rows
 from ckpt.history.runs import PageSet, pack
-from ckpt.model import PAGE, Backing, Mapping, SharedObject
+from ckpt.model import PAGE, Backing, Evidence, Mapping, PageWrite, SharedObject, Writer
 from tests.unit import samples
 
 
@@ -35,6 +35,36 @@ def test_a_shared_object_is_counted_by_offset() -> None:
     rows = plain_rows(snapshot, sets(_0=[], _1000000=[(0, 4, 0)]), sets(_1000000=[(2, 1, 0)]))
     (row,) = rows["mappings"]
     assert (row["space"], row["first_page"], row["pages"], row["dirty"], row["permissions"]) == (1_000_000, 1, 2, 1, "rw-s")
+
+
+def test_who_wrote_stands_by_space_and_page() -> None:
+    """A heap page that two processes of one memory wrote: the first. A shared object by its offset. What is not mapped any more: not."""
+    window = Mapping(0x7000_0000, 0x7000_2000, 3, 1, Backing("object", "/memfd:x", 5, 99, offset=0x1000))
+    one, two = samples.task(10, mm=0), samples.task(20, mm=0)
+    snapshot = samples.snapshot(replace(one, mappings=(window, *one.mappings)), two)
+    snapshot = replace(snapshot, objects=(SharedObject(1_000_000, 5, 99, 4 * PAGE),))
+    writers = (
+        Writer(0x401000, "/bin/a", "late", 4, None),
+        Writer(0x402000, "/bin/a", None, 0x2000, "read"),
+        Writer(0x403000, "/bin/a", "gone", 0, None),
+    )
+    heap = samples.HEAP.start
+    writes = (
+        PageWrite(10, heap + PAGE, 900, 11, 0),
+        PageWrite(20, heap + PAGE, 500, 21, 1),
+        PageWrite(10, window.start + PAGE, 700, 12, 0),
+        PageWrite(10, 0x10_0000, 100, 11, 2),
+        PageWrite(99, heap, 100, 99, 2),
+    )
+    rows = evidence_rows(snapshot, Evidence(writers, writes))
+    assert [tuple(row.values()) for row in rows["page_writes"]] == [
+        (0, heap // PAGE + 1, 500, 20, 21, 1),
+        (1_000_000, 2, 700, 10, 12, 0),
+    ]
+    assert [(row["writer"], row["symbol"], row["offset"], row["call"]) for row in rows["writers"]] == [
+        (0, "late", 4, None),
+        (1, None, 0x2000, "read"),
+    ]
 
 
 def test_every_value_fits_a_column_of_sqlite() -> None:

@@ -8,13 +8,14 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from store import Store, StoreError
 from store.layouts import RUN
-from tests.unit.stores import PAGE, ZERO, commit, contents, data_runs, flip, generation, layout, page
+from tests.unit.stores import PAGE, ZERO, commit, contents, data_runs, flip, generation, layout, page, written
 
 
 @pytest.fixture
@@ -267,19 +268,45 @@ BREAK = {
     8: "UPDATE packs SET bytes = bytes + 1 WHERE pack = 1",
     9: "DELETE FROM page_runs WHERE generation = 2",
     11: "DELETE FROM pack_blocks WHERE pack = 2",
+    12: "DELETE FROM writers WHERE generation = 2",
 }
 
 
 @pytest.mark.parametrize("invariant", sorted(BREAK))
 def test_fsck_sees_each_broken_invariant(store: Store, path: Path, invariant: int) -> None:
     first = commit(store, None, {number: page(number) for number in range(1, 9)})
-    commit(store, first, {3: page(11)}, range(1, 9))
+    commit(store, first, {3: page(11)}, range(1, 9), rows=written([3], "f"))
     assert store.fsck(full=True) == []
     connection = sqlite3.connect(path)
     with connection:
         connection.execute(BREAK[invariant])
     connection.close()
     assert invariant in {problem.invariant for problem in store.fsck()}
+
+
+def test_writes_without_a_writer_are_dropped_by_the_repair(store: Store, path: Path) -> None:
+    first = commit(store, None, {number: page(number) for number in range(1, 9)})
+    second = commit(store, first, {3: page(11)}, range(1, 9), rows=written([3], "f"))
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(BREAK[12])
+    assert [(problem.invariant, problem.repaired) for problem in store.fsck(repair=True)] == [(12, True)]
+    assert (store.rows("page_writes", second), store.fsck(full=True)) == ([], [])
+    assert contents(store, second)[3] == page(11)
+
+
+def test_writes_are_handed_down_by_a_generation_that_goes(store: Store) -> None:
+    """Its child's interval takes in its own: what both wrote, the child's function wrote later."""
+    kept = range(1, 9)
+    first = commit(store, None, {number: page(number) for number in kept}, rows=written([1], "loader"))
+    second = commit(store, first, {3: page(11), 4: page(12)}, kept, rows=written([3, 4], "f"))
+    third = commit(store, second, {4: page(13), 5: page(14)}, kept, rows=written([4, 5], "g"))
+    other = commit(store, second, {6: page(15)}, kept)
+    store.remove(second)
+    for number, wanted in ((third, {3: "f", 4: "g", 5: "g"}), (other, {3: "f", 4: "f"}), (first, {1: "loader"}), (second, {})):
+        with closing(store.sql()) as connection:
+            rows = connection.execute("SELECT page, function FROM page_writers WHERE generation = ? ORDER BY page", (number,)).fetchall()
+        assert dict(rows) == wanted
+    assert store.fsck(full=True) == []
 
 
 def test_chosen_contents_do_not_share_a_hash_between_stores(tmp_path: Path) -> None:
@@ -298,7 +325,7 @@ def test_plain_tools_read_it(store: Store, path: Path) -> None:
     with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
         rows = connection.execute("SELECT start, count, content FROM page_runs WHERE generation = 2").fetchall()
         assert rows == [(3, 1, "data"), (4, 1, "zero")]
-        for view in ("latest_generations", "generation_summary", "changed_pages", "mapping_changes", "pack_usage"):
+        for view in ("latest_generations", "generation_summary", "changed_pages", "mapping_changes", "pack_usage", "page_writers"):
             connection.execute(f"SELECT * FROM {view}").fetchall()
 
 

@@ -1,4 +1,4 @@
--- Which generations changed the page at ADDRESS; equal content means equal bytes
+-- Which generations changed the page at ADDRESS, and who wrote it there first; equal content means equal bytes
 -- args: address:number pid:number=
 WITH place AS (
     -- private memory: the page's number is its address; a shared object: its offset
@@ -14,6 +14,8 @@ changes AS (
         g.lineage,
         g.command,
         place.pid,
+        place.space,
+        place.page,
         g.created_ns,
         CASE r.content WHEN 'data' THEN r.block || ':' || (r.slot + place.page - r.start) ELSE r.content END AS content
     FROM place
@@ -23,12 +25,17 @@ changes AS (
     WHERE :pid IS NULL OR place.pid = :pid
 )
 SELECT
-    generation,
-    parent,
-    command,
-    pid,
-    datetime(created_ns / 1000000000, 'unixepoch') AS created,
-    content,
-    nullif(min(generation) OVER (PARTITION BY lineage, pid, content), generation) AS first_seen
-FROM changes
-ORDER BY lineage, generation;
+    c.generation,
+    c.parent,
+    c.command,
+    c.pid,
+    datetime(c.created_ns / 1000000000, 'unixepoch') AS created,
+    c.content,
+    nullif(min(c.generation) OVER (PARTITION BY c.lineage, c.pid, c.content), c.generation) AS first_seen,
+    w.function AS writer,
+    w.call,
+    w.tid,
+    w.written
+FROM changes c
+LEFT JOIN page_writers w ON w.generation = c.generation AND w.space = c.space AND w.page = c.page
+ORDER BY c.lineage, c.generation;
