@@ -20,6 +20,7 @@ from typing import Any
 from tests.bench import bench_store
 from tests.bench.restore_rows import lazy_redis, restore_threads, verify_python
 from tests.bench.row import Row, scratch
+from tests.bench.trace_rows import attach, first_write, traced_syscall, untraced_syscall
 from tests.harness import Ckpt, Victim
 from tests.harness.ckpt import COMMAND
 from tests.harness.victim import BIN, build
@@ -270,6 +271,10 @@ ROWS: dict[str, Callable[[], Row]] = {
     "restore-threads": restore_threads,
     "restore-lazy": lazy_redis,
     "verify-python": verify_python,
+    "trace-attach": attach,
+    "trace-untraced": untraced_syscall,
+    "trace-traced": traced_syscall,
+    "trace-first-write": first_write,
     "help": help_time,
     "memory": peak_memory,
     "store-reads": store_reads,
