@@ -36,7 +36,8 @@ ffibuilder.set_source(
     libraries=["pthread"],
     extra_compile_args=["-O2", "-g", "-std=gnu11", *WARNINGS],
     # Debian's Python links extensions with -Bsymbolic-functions: the seam (sys.h) and ckpt_mark() could then not be interposed.
-    extra_link_args=["-Wl,-Bno-symbolic"],
+    # -z now: a newborn has not what finding a symbol takes (native/src/lean.c).
+    extra_link_args=["-Wl,-Bno-symbolic", "-Wl,-z,now"],
 )
 
 if __name__ == "__main__":

@@ -133,6 +133,8 @@ static int wait_ready(int fd) {
 static long clone_init(struct house *house) {
     struct clone_args args = {.flags = house->namespaces | CLONE_NEWPID, .exit_signal = SIGCHLD};
     sigset_t all, before;
+    struct lean lean;
+    lean_begin(&lean);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     long init = syscall(SYS_clone3, &args, sizeof args);
@@ -140,12 +142,17 @@ static long clone_init(struct house *house) {
     if (init == 0)
         be_init(house);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+    lean_end(&lean);
     return init < 0 ? -error : init;
 }
 
 int ckpt_newborn_apart(uint64_t namespaces, int32_t pid, const int32_t *fds, size_t fd_count, int32_t *ret_init, int32_t *ret_pid,
                        int32_t *ret_keep) {
     int ready[2], keep[2];
+    int32_t kept[NEWBORN_KEEP];
+    if (fd_count > NEWBORN_KEEP)
+        return -E2BIG;
+    memcpy(kept, fds, fd_count * sizeof *fds);
     if (pipe2(ready, O_CLOEXEC))
         return -errno;
     if (pipe2(keep, O_CLOEXEC)) {
@@ -153,7 +160,7 @@ int ckpt_newborn_apart(uint64_t namespaces, int32_t pid, const int32_t *fds, siz
         close(ready[0]), close(ready[1]);
         return error;
     }
-    struct house house = {.namespaces = namespaces, .child = pid, .ready = ready[1], .keep = keep[0], .fds = {fds, fd_count}};
+    struct house house = {.namespaces = namespaces, .child = pid, .ready = ready[1], .keep = keep[0], .fds = {kept, fd_count}};
     long init = clone_init(&house);
     close(ready[1]), close(keep[0]);
     int error = init < 0 ? (int)init : wait_ready(ready[0]);

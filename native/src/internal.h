@@ -148,11 +148,21 @@ struct backoff {
 void backoff(struct backoff *wait);
 
 /* newborn.c: what a newborn does between its birth and its seizure. maker: who its parent must be. */
+enum { NEWBORN_KEEP = 4096 }; /* at most: they stand on the stack */
 struct newborn_keep {
     const int32_t *fds; /* sorted: what it does not close */
     size_t count;
 };
 __attribute__((noreturn)) void newborn_live(pid_t maker, int own_session, const struct newborn_keep *keep);
+
+/* lean.c: between the two, a fork takes only what a newborn needs: what else the child reads is to be on its stack. */
+enum { LEAN_RANGES = 256 };
+struct lean {
+    struct ckpt_range ranges[LEAN_RANGES];
+    size_t count;
+};
+void lean_begin(struct lean *lean); /* on the stack of the thread that forks */
+void lean_end(const struct lean *lean);
 
 /* births.c: the first stop of a task that was cloned with CLONE_PTRACE, and its row. The process has a row already. */
 int thread_welcome(ckpt_tree *tree, pid_t pid, pid_t tid);

@@ -19,6 +19,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stddef.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -66,15 +67,22 @@ int ckpt_newborn(int32_t pid, int own_session, const int32_t *keep, size_t keep_
     pid_t maker = getpid();
     sigset_t all, before;
     int done[2];
+    int32_t fds[NEWBORN_KEEP];
+    struct lean lean;
+    if (keep_count > NEWBORN_KEEP)
+        return -E2BIG;
     if (pipe2(done, O_CLOEXEC))
         return -errno;
+    memcpy(fds, keep, keep_count * sizeof *keep);
+    lean_begin(&lean);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     long child = syscall(SYS_clone3, &args, sizeof args);
     int error = child < 0 ? -errno : 0;
     if (child == 0)
-        newborn_live(maker, own_session, &(struct newborn_keep){keep, keep_count});
+        newborn_live(maker, own_session, &(struct newborn_keep){fds, keep_count});
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+    lean_end(&lean);
     close(done[1]);
     char none;
     while (!error && read(done[0], &none, 1) < 0 && errno == EINTR)
