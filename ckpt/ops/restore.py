@@ -106,10 +106,9 @@ def restore(
             stack.enter_context(held())
             replacing.end(old)
             clock.lap("replaced")
-        newborns = _newborns(request, around.wanted, streams)
         later = {part.task.mm: part.runs() for part in later_parts(around.wanted)} if request.lazy else {}
         pages = stack.enter_context(Pages(history.pages(generation.number), around.wanted, later))
-        born = stack.enter_context(newborns)
+        born = stack.enter_context(_newborns(request, around.wanted, streams))
         stack.enter_context(runtime.target_lock(born.ref))
         clock.lap("born")
         run = _Run(request, history, generation, born, pages, Rebirth(around.wanted, born, request.tcp, clock))

@@ -1,16 +1,18 @@
 """The pages of a restore: everything that the generation holds, into memory that is still empty.
 
-One thread reads the store and decompresses from the moment that it is known what will be wanted, while the newborns are looked at
-and laid out; then the other writes into them, and neither waits for the other for long.
+One thread reads the store and decompresses from the moment that it is known what will be wanted, while the newborns are born, looked
+at and laid out; then the other writes into them, and neither waits for the other for long.
 
 1. The reader is started before the tree is frozen: whoever freezes stands on the target's processor with a priority beside
    which nobody there gets any time (native/src/pace.c), and a thread begins where its maker stands.
-2. It is started after the root was forked: what it had touched before that would be copied, page by page.
+2. The reader needs the interpreter for moments, between calls that take long; it gets it at once (SWITCH_S), not after the usual
+   5 ms for each of them, which the other would fill with planning.
 3. No more than AHEAD pieces are held at a time.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from queue import Queue
 from threading import Event, Thread
@@ -23,6 +25,7 @@ from ckpt.model import Snapshot, Task
 from ckpt.plan.pages import RUN, Span, as_runs, as_spans, private_ranges
 
 AHEAD = 24  #: pieces (of at most 1 MiB) that the reader may be ahead: more than a window of the store's, which it reads at a time
+SWITCH_S = 0.0002
 ZEROS = 256  #: pages of zeros written at once
 
 #: runs of one memory with their bytes; None: that memory is complete
@@ -40,9 +43,11 @@ class Pages:
         self._work = {mm: act.PageRule(source.raw_runs(mm), None, private_ranges(owners[mm].mappings)).work(b"") for mm in sorted(owners)}
         self._queue: Queue[_Item] = Queue(AHEAD)
         self._given_up = Event()
+        self._switch_s = sys.getswitchinterval()
         self._reader = Thread(target=self._read, daemon=True)
 
     def __enter__(self) -> Self:
+        sys.setswitchinterval(SWITCH_S)
         self._reader.start()
         return self
 
@@ -52,6 +57,7 @@ class Pages:
             while not self._queue.empty():
                 self._queue.get()
             self._reader.join(0.001)
+        sys.setswitchinterval(self._switch_s)
 
     # ---- the reader ----
 

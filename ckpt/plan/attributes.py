@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import filterfalse
 
-from ckpt.kinds.base import CandidTask, CannotUndo, Cleared, Inherited, TaskKind, task_kinds
+from ckpt.kinds.base import CandidTask, CannotUndo, Cleared, Inherited, TaskKind, is_a, task_kinds
 from ckpt.model import RemoteCall, State, Task, Thread
 from ckpt.plan import batch as b
 from ckpt.plan.batch import Batch
@@ -59,7 +59,7 @@ def plan_attributes(now: Task, wanted: Task, kinds: Sequence[TaskKind] | None = 
         changed |= credentials
     for kind in filter(_is_late, of_process):
         mine = now.attributes.get(kind.name)
-        before = kind.cleared(mine) if mine and changed and isinstance(kind, Cleared) else mine
+        before = kind.cleared(mine) if mine and changed and is_a(kind, Cleared) else mine
         _one(plan, kind, before, wanted.attributes.get(kind.name), wanted.pid, who)
     _requeue(plan.signals, wanted)
     _warn_locked(plan, now, wanted)
@@ -80,8 +80,8 @@ def _before(kind: TaskKind, tid: int, here: Mapping[int, Thread], now: Task, cre
         found = here[tid].attributes.get(kind.name)
     else:
         leader = now.threads[0].attributes.get(kind.name) if now.threads else None
-        found = kind.in_clone(leader) if leader and isinstance(kind, Inherited) else {}
-    return kind.cleared(found) if found and credentials and isinstance(kind, Cleared) else found
+        found = kind.in_clone(leader) if leader and is_a(kind, Inherited) else {}
+    return kind.cleared(found) if found and credentials and is_a(kind, Cleared) else found
 
 
 def _warn_locked(plan: AttributePlan, now: Task, wanted: Task) -> None:
@@ -103,7 +103,7 @@ def _one(plan: AttributePlan, kind: TaskKind, now: State | None, wanted: State |
     try:
         calls = kind.restore(now if now is not None else {}, wanted)
         target.extend(calls, tid)
-        if isinstance(kind, CandidTask):
+        if is_a(kind, CandidTask):
             plan.warnings += [f"{who}: {text}" for text in kind.caveats(now or {}, wanted)]
     except CannotUndo as error:
         plan.refusals.append(f"{who}: {kind.name}: {error}; ckpt restore --replace")
