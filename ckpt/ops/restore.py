@@ -29,6 +29,7 @@ from ckpt.ops import replace as replacing
 from ckpt.ops.baseline import Clock
 from ckpt.ops.interrupts import held
 from ckpt.ops.lazy import LazyServer, later_parts
+from ckpt.ops.quiet import quiet
 from ckpt.ops.rebirth import Rebirth
 from ckpt.ops.restore_pages import Pages
 from ckpt.plan.family import Family
@@ -95,24 +96,34 @@ def restore(
     table()  # code is loaded before the clock starts
     clock = Clock()
     with ExitStack() as stack:
-        history = stack.enter_context(open_store(request.store, Mode.READ))
-        generation, wanted = history.load(history.resolve(request.generation, pid=request.pid))
-        streams = stack.enter_context(Streams())
-        redirected = redirect(wanted, request.streams, streams.open, streams.pass_on if request.foreground else None)
-        around = Surroundings(redirected.wanted, streams.numbers)
-        clock.lap("opened")
-        if request.replace and (old := replacing.living(generation, wanted)) is not None:
-            _rehearse(request, around.wanted, streams, old)
-            stack.enter_context(held())
-            replacing.end(old)
-            clock.lap("replaced")
-        later = {part.task.mm: part.runs() for part in later_parts(around.wanted)} if request.lazy else {}
-        pages = stack.enter_context(Pages(history.pages(generation.number), around.wanted, later))
-        born = stack.enter_context(_newborns(request, around.wanted, streams))
-        stack.enter_context(runtime.target_lock(born.ref))
-        clock.lap("born")
-        run = _Run(request, history, generation, born, pages, Rebirth(around.wanted, born, request.tcp, clock))
-        return run.run((*redirected.warnings, *around.warnings, *Family(wanted).warnings), progress, running)
+        with quiet():
+            result, server = _begin(request, clock, stack, progress)
+        running(result)
+        if server is not None:
+            server.serve()
+        return result
+
+
+def _begin(request: Request, clock: Clock, stack: ExitStack, progress: Callable[[str], None]) -> tuple[Result, LazyServer | None]:
+    """Until it runs."""
+    history = stack.enter_context(open_store(request.store, Mode.READ))
+    generation, wanted = history.load(history.resolve(request.generation, pid=request.pid))
+    streams = stack.enter_context(Streams())
+    redirected = redirect(wanted, request.streams, streams.open, streams.pass_on if request.foreground else None)
+    around = Surroundings(redirected.wanted, streams.numbers)
+    clock.lap("opened")
+    if request.replace and (old := replacing.living(generation, wanted)) is not None:
+        _rehearse(request, around.wanted, streams, old)
+        stack.enter_context(held())
+        replacing.end(old)
+        clock.lap("replaced")
+    later = {part.task.mm: part.runs() for part in later_parts(around.wanted)} if request.lazy else {}
+    pages = stack.enter_context(Pages(history.pages(generation.number), around.wanted, later))
+    born = stack.enter_context(_newborns(request, around.wanted, streams))
+    stack.enter_context(runtime.target_lock(born.ref))
+    clock.lap("born")
+    run = _Run(request, history, generation, born, pages, Rebirth(around.wanted, born, request.tcp, clock))
+    return run.run((*redirected.warnings, *around.warnings, *Family(wanted).warnings), progress)
 
 
 def _newborns(request: Request, wanted: Snapshot, streams: Streams) -> Newborns:
@@ -131,7 +142,7 @@ class _Run:
         self.request, self.history, self.generation, self.pages = request, history, generation, pages
         self.born, self.rebirth, self.clock = born, rebirth, rebirth.clock
 
-    def run(self, warnings: tuple[str, ...], progress: Callable[[str], None], running: Callable[[Result], None]) -> Result:
+    def run(self, warnings: tuple[str, ...], progress: Callable[[str], None]) -> tuple[Result, LazyServer | None]:
         now, again, made = self.rebirth.planned()
         self.clock.lap("planned")
         progress("restoring pages")
@@ -145,11 +156,7 @@ class _Run:
             self.born.run()
         self.clock.lap("released")
         said = (*warnings, *again.warnings, *made.warnings)
-        result = self._result(made, again.wanted, self.pages, executor, said, server.pages_left if server else 0)
-        running(result)
-        if server is not None:
-            server.serve()
-        return result
+        return self._result(made, again.wanted, self.pages, executor, said, server.pages_left if server else 0), server
 
     def _remember(self) -> None:
         """The next snapshot continues this history; nothing is known of the dirty state, so it reads everything."""

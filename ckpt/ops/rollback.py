@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ckpt.model import PidRef, Plan, Snapshot
 from ckpt.ops.baseline import Clock, find_baseline
 from ckpt.ops.interrupts import held
 from ckpt.ops.living import as_it_lives, living
+from ckpt.ops.quiet import quiet
 from ckpt.ops.rollback_pages import Pages
 from ckpt.plan import FileIdentity, paths_of, plan
 from ckpt.plan.kin import Surgery, predicted, surgery
@@ -164,7 +165,8 @@ class _Run:
             record = runtime.Record(self.incarnation, self.generation.lineage, seats=armed.seats)
             runtime.save(self.ref, record)
             self.clock.lap("prefetched")
-            with _quiet(), held():
+            gc.collect()
+            with quiet(), held():
                 made, executor, stop_ns = self._frozen(layout, seats, planned, pages)
         # What another process with its number was is not what a later one is: that one is tracked anew.
         same = {(task.pid, task.start_ticks) for task in self.wanted.tasks}
@@ -307,17 +309,6 @@ def _threads(made: Plan, wanted: Snapshot) -> dict[str, int]:
         "spawned": sum(len(tids) for tids in made.threads_spawn.values()),
         "set": sum(len(task.threads) for task in wanted.tasks),
     }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No garbage collection while the target is stopped."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def finish(pid: int, unfinished: journal.Journal) -> Result | None:
