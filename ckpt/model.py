@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as MappingABC
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 PAGE = 4096
 SIGCHLD = 17
@@ -255,16 +255,14 @@ class Arg(StrEnum):
     BUFFER = "buffer"  #: address of bytes that travel with the call
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteArg:
+class RemoteArg(NamedTuple):  # a tuple, as RemoteCall: hundreds of threads mean tens of thousands of these
     form: Arg
     value: int = 0  #: the value, or the index of the earlier call in its stage
     data: bytes = b""  #: for BUFFER: bytes in, and the room for bytes out
     pointers: tuple[tuple[int, bytes], ...] = ()  #: for BUFFER: (offset in data, bytes): there their address is put
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteCall:
+class RemoteCall(NamedTuple):
     """A system call to be run inside a task. `note` is what --dry-run prints."""
 
     nr: int

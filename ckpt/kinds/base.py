@@ -47,7 +47,7 @@ import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntFlag
-from functools import cache
+from functools import cache, lru_cache
 from types import ModuleType
 from typing import Protocol, TypeGuard, TypeVar, cast, runtime_checkable
 
@@ -276,6 +276,7 @@ class CandidTask(Protocol):
 # ---- writing remote calls ----
 
 
+@lru_cache(4096)
 def value(number: int) -> RemoteArg:
     return RemoteArg(Arg.VALUE, number & 0xFFFF_FFFF_FFFF_FFFF)
 
@@ -292,13 +293,15 @@ def buffer(data: bytes, pointers: tuple[tuple[int, bytes], ...] = ()) -> RemoteA
 
 def call(nr: int, *args: int | bytes | RemoteArg, note: str, expect: int | None = 0) -> RemoteCall:
     """A RemoteCall; ints become values, bytes become buffers."""
+    made = [item if isinstance(item, RemoteArg) else buffer(item) if isinstance(item, bytes) else value(item) for item in args]
+    return RemoteCall(nr, tuple(made), note, expect)
 
-    def arg(item: int | bytes | RemoteArg) -> RemoteArg:
-        if isinstance(item, RemoteArg):
-            return item
-        return buffer(item) if isinstance(item, bytes) else value(item)
 
-    return RemoteCall(nr, tuple(arg(item) for item in args), note, expect)
+def shift(item: RemoteCall, by: int) -> RemoteCall:
+    """The call as part of a longer sequence, in which what it counts from stands at `by`."""
+    if not by or all(arg.form is not Arg.RESULT for arg in item.args):
+        return item
+    return item._replace(args=tuple([arg._replace(value=arg.value + by) if arg.form is Arg.RESULT else arg for arg in item.args]))
 
 
 def same(index: int) -> RemoteCall:

@@ -13,7 +13,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import filterfalse
 
@@ -47,16 +47,7 @@ def plan_attributes(now: Task, wanted: Task, kinds: Sequence[TaskKind] | None = 
     of_process = [kind for kind in known if not kind.per_thread]
     for kind in filterfalse(_is_late, of_process):
         _one(plan, kind, now.attributes.get(kind.name), wanted.attributes.get(kind.name), 0, who)
-    here = {thread.tid: thread for thread in now.threads}
-    changed = False
-    for thread in wanted.threads:
-        credentials = False
-        for kind in known:
-            if kind.per_thread:
-                before = _before(kind, thread.tid, here, now, credentials)
-                calls = _one(plan, kind, before, thread.attributes.get(kind.name), thread.tid, f"thread {thread.tid} of {who}")
-                credentials |= calls and kind.name == "credentials"
-        changed |= credentials
+    changed = _of_threads(plan, [kind for kind in known if kind.per_thread], now, wanted, who)
     for kind in filter(_is_late, of_process):
         mine = now.attributes.get(kind.name)
         before = kind.cleared(mine) if mine and changed and is_a(kind, Cleared) else mine
@@ -64,6 +55,25 @@ def plan_attributes(now: Task, wanted: Task, kinds: Sequence[TaskKind] | None = 
     _requeue(plan.signals, wanted)
     _warn_locked(plan, now, wanted)
     return plan
+
+
+def _of_threads(plan: AttributePlan, kinds: Sequence[TaskKind], now: Task, wanted: Task, who: str) -> bool:
+    """Whether credentials are changed in any of them."""
+    changed = False
+    here = {thread.tid: thread.attributes for thread in now.threads}
+    born = _born(kinds, now)
+    for thread in wanted.threads:
+        before = here.get(thread.tid, born)
+        credentials = False
+        for kind in kinds:
+            mine, goal = before.get(kind.name), thread.attributes.get(kind.name)
+            if mine and credentials and is_a(kind, Cleared):
+                mine = kind.cleared(mine)
+            if goal is not None and mine != goal:  # there are hundreds of threads, and little to do in each
+                calls = _one(plan, kind, mine, goal, thread.tid, f"thread {thread.tid} of {who}")
+                credentials |= calls and kind.name == "credentials"
+        changed |= credentials
+    return changed
 
 
 def order_of(kind: TaskKind) -> tuple[int, str]:
@@ -74,14 +84,14 @@ def _is_late(kind: TaskKind) -> bool:
     return bool(getattr(kind, "late", False))
 
 
-def _before(kind: TaskKind, tid: int, here: Mapping[int, Thread], now: Task, credentials: bool) -> State | None:
-    """A thread's state of now, or what it will be born with. `credentials`: they have just been changed."""
-    if tid in here:
-        found = here[tid].attributes.get(kind.name)
-    else:
-        leader = now.threads[0].attributes.get(kind.name) if now.threads else None
-        found = kind.in_clone(leader) if leader and is_a(kind, Inherited) else {}
-    return kind.cleared(found) if found and credentials and is_a(kind, Cleared) else found
+def _born(kinds: Iterable[TaskKind], now: Task) -> dict[str, State]:
+    """What a thread is born with: as its leader has it."""
+    leader = now.threads[0].attributes if now.threads else {}
+    found: dict[str, State] = {}
+    for kind in kinds:
+        name, mine = kind.name, leader.get(kind.name)
+        found[name] = kind.in_clone(mine) if mine and is_a(kind, Inherited) else {}
+    return found
 
 
 def _warn_locked(plan: AttributePlan, now: Task, wanted: Task) -> None:

@@ -8,10 +8,9 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-from ckpt.kinds.base import call, result
-from ckpt.model import PAGE, Arg, RemoteArg, RemoteCall
+from ckpt.kinds.base import call, result, shift
+from ckpt.model import PAGE, RemoteArg, RemoteCall
 
 # x86-64 system calls (arch/x86/entry/syscalls/syscall_64.tbl)
 NR_OPEN = 2
@@ -55,8 +54,8 @@ class Batch:
         """Appends a kind's sequence, shifting its results; returns the last call's result."""
         base = len(self.calls)
         for item in calls:
-            args = tuple(RemoteArg(Arg.RESULT, arg.value + base) if arg.form is Arg.RESULT else arg for arg in item.args)
-            self.calls.append(replace(item, args=args, tid=tid or item.tid))
+            shifted = shift(item, base)
+            self.calls.append(shifted._replace(tid=tid) if tid else shifted)
         return result(len(self.calls) - 1)
 
 

@@ -11,9 +11,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ckpt.kinds.base import CannotUndo, call
+from ckpt.kinds.base import CannotUndo, call, shift
 from ckpt.kinds.groups import Made
-from ckpt.model import Arg, OpenFile, RemoteArg, RemoteCall
+from ckpt.model import OpenFile
 
 _NR_MOUNT, _NR_UMOUNT2, _MNT_DETACH = 165, 166, 2
 _AF_UNIX_HEAD = 2  #: bytes of the family before the path
@@ -27,7 +27,7 @@ def in_scratch(made: Made, members: Sequence[OpenFile]) -> Made:
     tmpfs = b"tmpfs\0"
     before = [call(_NR_MOUNT, tmpfs, where, tmpfs, 0, 0, note=f"an empty {os.fsdecode(where[:-1])} for a moment") for where in folders]
     after = [call(_NR_UMOUNT2, where, _MNT_DETACH, note=f"{os.fsdecode(where[:-1])} again") for where in reversed(folders)]
-    moved = tuple(_shifted(item, len(before)) for item in made.calls)
+    moved = tuple(shift(item, len(before)) for item in made.calls)
     results = tuple(index + len(before) if index >= 0 else index for index in made.results)
     return replace(made, calls=(*before, *moved, *after), results=results)
 
@@ -42,8 +42,3 @@ def _folder(member: OpenFile) -> bytes:
     if not folder.startswith(b"/"):
         raise CannotUndo(f"unix socket bound as {os.fsdecode(path)}: cannot be tried without a trace")
     return folder + b"\0"
-
-
-def _shifted(item: RemoteCall, by: int) -> RemoteCall:
-    args = tuple(RemoteArg(Arg.RESULT, arg.value + by) if arg.form is Arg.RESULT else arg for arg in item.args)
-    return replace(item, args=args)
