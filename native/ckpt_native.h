@@ -292,6 +292,16 @@ struct ckpt_call {
 /* Runs calls in one thread of a frozen tree, in order, with every signal blocked; data is copied into the target before
  * and back after. Returns how many ran (all, or up to and with the first that failed), or a negative errno of our own. */
 int ckpt_remote(ckpt_tree *tree, int32_t tid, struct ckpt_call *calls, size_t count, uint8_t *data, size_t data_bytes);
+/* The same in several threads of pid at the same time, by a bridge that ckpt_remote_begin() mapped. calls: those of all lots, one lot's
+ * after the other's, results counted within the lot; data likewise. What a thread did is in its lot; 0 = all of them ran, to
+ * their end or a failed call. */
+struct ckpt_lot {
+    int32_t tid;
+    uint32_t calls;
+    uint32_t data_bytes; /* a multiple of 8 */
+    uint32_t ran;        /* out: as what ckpt_remote() returns */
+};
+int ckpt_remote_each(ckpt_tree *tree, int32_t pid, struct ckpt_lot *lots, size_t count, struct ckpt_call *calls, uint8_t *data);
 /* The bridge stays mapped in pid's memory from begin to end; ckpt_remote begins and ends one by itself where none is.
  * avoid: ranges where it must not be (the layout that is wanted), sorted. */
 int ckpt_remote_begin(ckpt_tree *tree, int32_t pid, const struct ckpt_range *avoid, size_t avoid_count, size_t data_bytes);

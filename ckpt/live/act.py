@@ -10,17 +10,24 @@ import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from struct import Struct
 from typing import Any
 
 from ckpt.errors import CkptError
 from ckpt.live.core import Sink, SpaceRuns, Track, Tree
-from ckpt.model import SIGCHLD, Action, Arg, RemoteCall, RetvalDecision, Snapshot
+from ckpt.model import SIGCHLD, Action, Arg, RemoteArg, RemoteCall, RetvalDecision, Snapshot
 from native._native import ffi, lib
 
 NONE = int(lib.CKPT_TRACK_NONE)
 CLONE_PARENT = 0x8000
 _ACTIONS = {Action.KEEP: lib.CKPT_KEEP, Action.RESTART: lib.CKPT_RESTART, Action.REBUILD: lib.CKPT_REBUILD, Action.LINGER: lib.CKPT_LINGER}
 _FORMS = {Arg.VALUE: lib.CKPT_ARG_VALUE, Arg.RESULT: lib.CKPT_ARG_RESULT, Arg.BUFFER: lib.CKPT_ARG_DATA}
+
+
+_ARGS, _RET = 6, 7  #: how many; where the result stands among the members
+_CALL = Struct("<q6Qq6BBB")  #: struct ckpt_call, packed: setting its members one by one takes ten times as long
+assert _CALL.size == ffi.sizeof("struct ckpt_call")
 
 
 class CallFailed(CkptError):
@@ -31,51 +38,108 @@ class CallFailed(CkptError):
         self.index = index
 
 
+class _Packed:
+    """RemoteCalls as struct ckpt_call[], and the data that goes with them."""
+
+    def __init__(self, sequences: Iterable[Sequence[RemoteCall]], count: int) -> None:
+        self.calls = ffi.new("struct ckpt_call[]", max(count, 1))
+        self.data = bytearray()
+        self.pointers: list[tuple[int, int]] = []  #: (where in data, offset in data that it points to)
+        self.ends: list[int] = []  #: of each sequence's data, to which its addresses are relative
+        raw, at = ffi.buffer(self.calls), 0
+        for sequence in sequences:
+            begin = len(self.data)
+            for item in sequence:
+                self._pack(raw, at, item, begin)
+                at += _CALL.size
+            self.ends.append(len(self.data))
+        self.lent = ffi.from_buffer(self.data) if self.data else ffi.NULL
+
+    def _pack(self, raw: Any, at: int, item: RemoteCall, begin: int) -> None:
+        values, forms = [0] * _ARGS, [0] * _ARGS
+        for position, arg in enumerate(item.args):
+            values[position] = arg.value
+            if arg.form is not Arg.VALUE:
+                forms[position] = _FORMS[arg.form]
+                if arg.form is Arg.BUFFER:
+                    values[position] = self._place(arg) - begin
+        _CALL.pack_into(raw, at, item.nr, *values, 0, *forms, item.expect is None, 0)
+
+    def _place(self, arg: RemoteArg) -> int:
+        at = len(self.data)
+        self.data += _padded(arg.data)
+        for offset, pointed in arg.pointers:
+            self.pointers.append((at + offset, len(self.data)))
+            self.data += _padded(pointed)
+        return at
+
+
 class Batch:
     """RemoteCalls as C wants them. Built before the freeze where possible; may be run several times."""
 
     def __init__(self, calls: Sequence[RemoteCall]) -> None:
         self.source = calls
-        self.calls = ffi.new("struct ckpt_call[]", max(len(calls), 1))
-        data = bytearray()
-        self._pointers: list[tuple[int, int]] = []  #: (where in data, offset in data that it points to)
-        for raw, item in zip(self.calls, calls, strict=False):
-            raw.nr, raw.may_fail = item.nr, item.expect is None
-            for position, arg in enumerate(item.args):
-                raw.form[position] = _FORMS[arg.form]
-                raw.arg[position] = arg.value
-                if arg.form is Arg.BUFFER:
-                    at = raw.arg[position] = len(data)
-                    data += _padded(arg.data)
-                    for offset, pointed in arg.pointers:
-                        self._pointers.append((at + offset, len(data)))
-                        data += _padded(pointed)
-        self.data = data
-        self._lent = ffi.from_buffer(data) if data else ffi.NULL
+        self.packed = _Packed((calls,), len(calls))
+
+    @property
+    def data_bytes(self) -> int:
+        return len(self.packed.data)
 
     def run(self, tree: Tree, tid: int) -> list[int]:
         """Results in order; CallFailed names the first call that went wrong."""
-        count = len(self.source)
         self._point(tree, tid)
-        ran = tree.check(
-            int(lib.ckpt_remote(tree.handle, tree.ours(tid), self.calls, count, self._lent, len(self.data))), "run calls inside"
-        )
-        results = [int(raw.ret) for raw in self.calls[0:ran]]
-        for index, (item, got) in enumerate(zip(self.source, results, strict=False)):
-            if item.expect is not None and got < item.expect:
-                reason = os.strerror(-got) if -4096 < got < 0 else f"gave {got:#x}"
-                raise CallFailed(f"thread {tid}: {item.note}: {reason}", index)
-        if ran < count:
-            raise CallFailed(f"thread {tid}: {self.source[ran].note}: did not run", ran)
+        calls, data = self.packed.calls, self.packed.data
+        ran = int(lib.ckpt_remote(tree.handle, tree.ours(tid), calls, len(self.source), self.packed.lent, len(data)))
+        results = [int(raw.ret) for raw in calls[0 : tree.check(ran, "run calls inside")]]
+        _check(tid, self.source, results)
         return results
 
     def _point(self, tree: Tree, tid: int) -> None:
         """Structures that hold pointers: where the data will stand is known once a bridge is open."""
-        if not self._pointers:
+        if not self.packed.pointers:
             return
-        base = tree.check(int(lib.ckpt_remote_data(tree.handle, tree.ours(tid), len(self.data))), "find the bridge")
-        for at, offset in self._pointers:
-            self.data[at : at + 8] = (base + offset).to_bytes(8, "little")
+        data = self.packed.data
+        base = tree.check(int(lib.ckpt_remote_data(tree.handle, tree.ours(tid), len(data))), "find the bridge")
+        for at, offset in self.packed.pointers:
+            data[at : at + 8] = (base + offset).to_bytes(8, "little")
+
+
+class Lots:
+    """Batches of several threads of one process, which run at the same time (native/src/each.c). No data of theirs may hold pointers."""
+
+    def __init__(self, sequences: Mapping[int, Sequence[RemoteCall]]) -> None:
+        """`sequences`: by thread."""
+        self.sequences = sequences
+        self.packed = _Packed(sequences.values(), sum(map(len, sequences.values())))
+        begins = [0, *self.packed.ends]
+        sizes = [end - begin for begin, end in pairwise(begins)]
+        self.lots = ffi.new(
+            "struct ckpt_lot[]", [[tid, len(calls), size, 0] for (tid, calls), size in zip(sequences.items(), sizes, strict=True)]
+        )
+
+    def run(self, tree: Tree, pid: int) -> list[int]:
+        """Results, one thread's after the other's; CallFailed names the first call that went wrong."""
+        for lot, tid in zip(self.lots, self.sequences, strict=True):
+            lot.tid = tree.ours(tid)
+        calls = self.packed.calls
+        code = int(lib.ckpt_remote_each(tree.handle, tree.ours(pid), self.lots, len(self.lots), calls, self.packed.lent))
+        tree.check(code, "run calls inside")
+        results = [row[_RET] for row in _CALL.iter_unpack(ffi.buffer(calls))]
+        first = 0
+        for lot, (tid, own) in zip(self.lots, self.sequences.items(), strict=True):
+            _check(tid, own, results[first : first + int(lot.ran)], first)
+            first += len(own)
+        return results
+
+
+def _check(tid: int, calls: Sequence[RemoteCall], results: Sequence[int], first: int = 0) -> None:
+    """Raises CallFailed for the first call that went wrong, or that did not run. `first`: the place of calls[0] in its batch."""
+    for index, (item, got) in enumerate(zip(calls, results, strict=False), first):
+        if item.expect is not None and got < item.expect:
+            reason = os.strerror(-got) if -4096 < got < 0 else f"gave {got:#x}"
+            raise CallFailed(f"thread {tid}: {item.note}: {reason}", index)
+    if len(results) < len(calls):
+        raise CallFailed(f"thread {tid}: {calls[len(results)].note}: did not run", first + len(results))
 
 
 def _padded(data: bytes) -> bytes:

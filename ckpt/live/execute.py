@@ -17,13 +17,13 @@ from __future__ import annotations
 import signal
 from collections.abc import Collection, Sequence
 from functools import partial
-from itertools import groupby
 
 from ckpt.errors import CkptError
 from ckpt.live import act
 from ckpt.live.continuation import RESTART_BLOCK, continuation
 from ckpt.live.core import Tree, mark
-from ckpt.model import Action, Arg, Plan, RemoteArg, RemoteCall, Snapshot, Stage, Task
+from ckpt.live.groups import Group, Together, groups_of
+from ckpt.model import Action, Arg, Plan, RemoteArg, RemoteCall, Snapshot, Task
 
 NR_OPEN, NR_CLOSE, NR_MADVISE, NR_SIGTIMEDWAIT, NR_WAITID = 2, 3, 28, 128, 247
 P_PID, WNOHANG, WCONTINUED = 1, 1, 8
@@ -55,28 +55,6 @@ def _hear_of(pid: int) -> RemoteCall:
     return RemoteCall(NR_WAITID, _values(P_PID, pid, 0, WCONTINUED | WNOHANG, 0), f"task {pid} goes on", None)
 
 
-class _Group:
-    """Consecutive calls of a stage that run in one thread. Results of earlier groups are filled in when it runs."""
-
-    def __init__(self, tid: int, first: int, calls: Sequence[RemoteCall]) -> None:
-        self.tid, self.first, self.calls = tid, first, calls
-        self.alone = all(arg.form is not Arg.RESULT or arg.value >= first for item in calls for arg in item.args)
-        self.batch = act.Batch([_shift(item, first, ()) for item in calls]) if self.alone else None
-
-    def run(self, tree: Tree, results: list[int]) -> None:
-        batch = self.batch or act.Batch([_shift(item, self.first, results) for item in self.calls])
-        results += batch.run(tree, self.tid)
-
-
-def _shift(item: RemoteCall, first: int, results: Sequence[int]) -> RemoteCall:
-    def arg(one: RemoteArg) -> RemoteArg:
-        if one.form is not Arg.RESULT:
-            return one
-        return RemoteArg(Arg.RESULT, one.value - first) if one.value >= first else RemoteArg(Arg.VALUE, results[one.value])
-
-    return RemoteCall(item.nr, tuple(arg(one) for one in item.args), item.note, item.expect, item.tid)
-
-
 class Executor:
     """One plan on one frozen tree; `now` is the tree as it was captured inside this freeze. `stop`: tasks that are put into a
     group stop first; `go`: tasks that are taken out of theirs at the end."""
@@ -87,13 +65,13 @@ class Executor:
         self.tree, self.plan, self.now, self.wanted, self.stop, self.go = tree, plan, now, wanted, stop, go
         self.calls = 0
         self.changed = False
-        self.groups = {(stage.name, stage.pid): _groups(stage) for stage in plan.stages}
+        self.groups = {(stage.name, stage.pid): groups_of(stage) for stage in plan.stages}
 
     # ---- beginning and end ----
 
     def begin(self) -> None:
         """Puts the tasks into a group stop and maps the bridges. Nothing that the tasks could notice is changed by that."""
-        room = max((len(g.batch.data) for groups in self.groups.values() for g in groups if g.batch), default=0)
+        room = max((group.data_bytes for groups in self.groups.values() for group in groups), default=0)
         for pid in self.stop:
             self.tree.signal(self.tree.ours(pid), signal.SIGSTOP)
         mark("stopping")
@@ -197,7 +175,7 @@ class Executor:
                 self._run(group, results)
         mark(f"stage-{name}")
 
-    def _run(self, group: _Group, results: list[int]) -> None:
+    def _run(self, group: Group | Together, results: list[int]) -> None:
         opens = next((index for index, item in enumerate(group.calls) if item.nr != NR_OPEN), len(group.calls))
         try:
             group.run(self.tree, results)
@@ -213,15 +191,6 @@ class Executor:
         while act.Batch(batch).run(self.tree, tid)[-1] != -EAGAIN:
             pass
         self.calls += DRAIN_AT_ONCE
-
-
-def _groups(stage: Stage) -> list[_Group]:
-    groups, first = [], 0
-    for tid, run in groupby(stage.calls, key=lambda item: item.tid):
-        calls = list(run)
-        groups.append(_Group(tid or stage.pid, first, calls))
-        first += len(calls)
-    return groups
 
 
 def _set_of(number: int) -> bytes:

@@ -1,4 +1,4 @@
-/* inject.h: what vdso.c, stub.c, flight.c, bridge.c, settle.c, remote.c, ask.c, threads.c and arm.c share: making a frozen thread execute something for us. */
+/* inject.h: what vdso.c, stub.c, flight.c, bridge.c, settle.c, remote.c, each.c, ask.c, threads.c and arm.c share: making a frozen thread execute something for us. */
 #ifndef CKPT_INJECT_H
 #define CKPT_INJECT_H
 
@@ -9,6 +9,7 @@ enum {
     STUB_CONSTANTS = 32, /* in front of its first instruction */
     NOTE_BYTES = 32,
     SLOT_HEADER = 64,  /* struct slot_header */
+    BRIDGE_SLOTS = 64, /* of a bridge that stays for a while: so many threads may be in it at once (each.c) */
     CODE_SLOTS = 1024, /* where the threads' sequences begin in a bridge, behind magic and loop */
 };
 
@@ -63,6 +64,8 @@ struct slot_header {
 };
 int bridge_open(ckpt_tree *tree, struct task *task, struct thread *thread, const struct ckpt_range *avoid, size_t avoid_count,
                 uint32_t slots, size_t slot_bytes);
+/* What a batch that runs alone, through slot 0, has for header, calls and data: all of the data part. */
+static inline size_t bridge_room(const struct bridge *bridge) { return bridge->data_bytes; }
 int bridge_close(ckpt_tree *tree, struct task *task, struct thread *thread);
 /* True when the bridge that a note names stands there. */
 bool bridge_is_ours(ckpt_tree *tree, struct task *task, ckpt_addr_t at, uint64_t bytes);

@@ -6,7 +6,8 @@
  * other processor: with target and tracer on one CPU a stop and go costs 2.8 us instead of 34-77.
  *
  * Invariants
- *  1. A batch runs in one thread at a time through slot 0; questions use one slot per thread and all threads run at the same time.
+ *  1. A batch runs in one thread at a time through slot 0, and has the whole data part; questions, and what is told to each thread
+ *     (each.c), use one slot per thread and all threads run at the same time.
  *  2. Calls that do not fit into the slot at once go in several pieces; a result that a later piece wants is then filled in here.
  *  3. Pointers into tree->threads and tree->tasks are not kept over a call that may grow them.
  */
@@ -117,9 +118,9 @@ static int check_forms(ckpt_tree *tree, const struct ckpt_call *calls, size_t co
     return 0;
 }
 
-/* At the end of slot 0: the calls stand at its beginning. */
+/* At the end of the data part: the calls stand at its beginning. */
 static ckpt_addr_t data_at(const struct bridge *bridge, size_t bytes) {
-    return data_slot_at(bridge, 0) + bridge->slot_bytes - ((bytes + 63) & ~(size_t)63);
+    return bridge->data + bridge_room(bridge) - ((bytes + 63) & ~(size_t)63);
 }
 
 int64_t ckpt_remote_data(ckpt_tree *tree, int32_t tid, size_t data_bytes) {
@@ -147,7 +148,7 @@ int ckpt_remote(ckpt_tree *tree, int32_t tid, struct ckpt_call *calls, size_t co
     bool own = !error && !bridge->code;
     if (own)
         error = bridge_open(tree, b.task, thread, NULL, 0, 1, slot_for(at_once, data_bytes));
-    else if (!error && slot_for(at_once, data_bytes) > bridge->slot_bytes)
+    else if (!error && slot_for(at_once, data_bytes) > bridge_room(bridge))
         error = tree_fail(tree, -E2BIG, "batch", thread->pid, tid, -1, data_bytes, NULL);
     else if (!error)
         error = inject_prepare(tree, b.task);
@@ -171,7 +172,8 @@ int ckpt_remote_begin(ckpt_tree *tree, int32_t pid, const struct ckpt_range *avo
     struct thread *thread = task ? task_any_thread(tree, task) : NULL;
     if (!thread)
         return tree_fail(tree, -ESRCH, "bridge", pid, 0, -1, 0, NULL);
-    int error = bridge_open(tree, task, thread, avoid, avoid_count, 1, slot_for(CALLS_AT_ONCE, data_bytes));
+    size_t room = slot_for(CALLS_AT_ONCE, data_bytes); /* of one batch that runs alone */
+    int error = bridge_open(tree, task, thread, avoid, avoid_count, BRIDGE_SLOTS, (room + BRIDGE_SLOTS - 1) / BRIDGE_SLOTS);
     if (!error)
         memory_owner(tree, task)->bridge.persistent = true;
     return error;

@@ -126,7 +126,7 @@ static int spawn_some(ckpt_tree *tree, pid_t pid, const int32_t *tids, size_t co
     /* set_tid is a pointer inside the structure: where the data area stands is known by now. */
     const struct bridge *bridge = &memory_owner(tree, tree_task(tree, pid))->bridge;
     size_t bytes = count * sizeof *births;
-    ckpt_addr_t data = data_slot_at(bridge, 0) + bridge->slot_bytes - ((bytes + 63) & ~(size_t)63);
+    ckpt_addr_t data = bridge->data + bridge_room(bridge) - ((bytes + 63) & ~(size_t)63);
     for (size_t i = 0; i < count; i++)
         births[i].args.set_tid = tids[i] ? data + i * sizeof *births + offsetof(struct birth, tid) : 0;
     int ran = ckpt_remote(tree, maker->tid, calls, count, (uint8_t *)births, bytes);
@@ -152,7 +152,7 @@ int ckpt_threads_spawn(ckpt_tree *tree, int32_t pid, const int32_t *tids, size_t
     bool own = false;
     int error = calls && births ? opened(tree, task, at_once * sizeof *births, &own) : -ENOMEM;
     const struct bridge *bridge = &memory_owner(tree, task)->bridge;
-    size_t room = error ? 1 : (bridge->slot_bytes - SLOT_HEADER - 64) / (sizeof *births + sizeof *calls);
+    size_t room = error ? 1 : (bridge_room(bridge) - SLOT_HEADER - 64) / (sizeof *births + sizeof *calls);
     at_once = room < at_once ? room : at_once;
     for (size_t i = 0, tries = 0; i < count && !error;) {
         size_t part = count - i < at_once ? count - i : at_once;
