@@ -28,6 +28,7 @@ PAGE = 4096
 PIECE = 1 << 20
 WINDOW = 16 << 20  #: read and decompressed at a time: fresh memory is dear, so the buffers are small and used again
 _AHEAD = 8  #: windows that the kernel is asked for together: the more, the longer are the stretches of each pack that it reads
+_AT_ONCE = 256  #: pages; a thread for the prefetch costs more than it saves
 _BAD = 4096
 _FRAMES_KEPT = 4 << 20  #: 8 bytes each
 
@@ -116,6 +117,9 @@ class PageReader:
         Raises StoreError(damaged) with the first page that cannot be had as its `page`.
         """
         windows = self._layout.windows(WINDOW // PAGE)
+        if len(windows) == 1 and windows[0][2] <= _AT_ONCE:  # what would be asked for ahead is read right away
+            yield from self._window(*windows[0], _free_buffer(self._buffers))
+            return
         with ThreadPoolExecutor(1) as pool:
             ahead = self._ask(pool, windows[:_AHEAD])
             for number, (first, count, pages) in enumerate(windows):

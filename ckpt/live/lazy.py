@@ -25,10 +25,11 @@ from ckpt.plan.segments import Segment, Segments
 from native._native import ffi, lib
 
 EAGAIN, ENOENT, ESRCH, EFAULT = -11, -2, -3, -14
-CLUSTER = 16  #: pages brought with one that was missed
+CLUSTER = 128 * PAGE  #: what is touched lies together: an aligned piece of so many bytes comes with a page that was missed
 PIECE = 64  #: pages brought at once under the lock: a fault waits no longer than their copy takes
 AHEAD = 256  #: pages read from the store at once
 _PAUSE_S = 0.001
+STAND_BACK_S = 0.01  #: after a miss nothing is brought ahead for so long: processor, lock and interpreter are for the next miss
 
 #: (space, first page in the generation, pages) -> their bytes
 Fetch = Callable[[int, int, int], bytes]
@@ -66,6 +67,7 @@ class Filler:
         self.brought = self.missed = 0  #: pages
         self.done = threading.Event()
         self.failed: BaseException | None = None
+        self.asked = time.monotonic()  #: when the program last missed something that the generation has
 
     # ---- answering ----
 
@@ -116,10 +118,14 @@ class Filler:
             if int(lib.ckpt_lazy_zero(memory.fd, address, 1)) == EAGAIN:
                 memory.faults.append(address)
             return
-        count = min(CLUSTER, (segment.end - address) // PAGE)
-        data = fetch(memory.space, segment.source // PAGE, count)
-        if self._bring(memory, segment.part(address, address + count * PAGE), data) == 0:
-            memory.faults.append(address)
+        self.asked = time.monotonic()
+        low = address // CLUSTER * CLUSTER
+        before = memory.segments.within(low, address)
+        for part in (segment.part(address, min(segment.end, low + CLUSTER)), *before):  # the page that was missed is the first of all
+            data = fetch(memory.space, part.source // PAGE, (part.end - part.start) // PAGE)
+            if self._bring(memory, part, data) == 0:
+                memory.faults.append(address)
+                return
 
     def _bring(self, memory: Memory, part: Segment, data: bytes) -> int:
         """Pages that stand there now. The segments are right, since the lock is held and no event is unread that was acted on."""
@@ -142,10 +148,15 @@ class Filler:
         """Everything that nobody has asked for yet; sets `done` when nothing is left. By a thread of its own."""
         try:
             while not self.done.is_set() and self._bring_some(fetch):
-                pass
+                self.stand_back()
         except BaseException as error:
             self.failed = error
             self.done.set()
+
+    def stand_back(self) -> None:
+        """While the program is missing things. Each miss brings some, so it ends."""
+        while time.monotonic() - self.asked < STAND_BACK_S and not self.done.wait(STAND_BACK_S / 4):
+            pass
 
     def _bring_some(self, fetch: Fetch) -> bool:
         with self.lock:

@@ -108,7 +108,7 @@ class LazyServer:
     """Made while the newborns are frozen and whole but for these parts; `serve` returns when they have everything."""
 
     def __init__(self, born: Newborns, store: Path, generation: int, source: GenerationPages, parts: Sequence[Later]) -> None:
-        self.born, self.store, self.generation = born, store, generation
+        self.born, self.store, self.generation, self.source = born, store, generation, source
         memories: list[Memory] = []
         for part in parts:
             segments = part.segments(source.raw_runs(part.task.mm))
@@ -127,7 +127,7 @@ class LazyServer:
         signal.signal(signal.SIGUSR2, lambda _number, _frame: None)
         main = threading.main_thread().ident
         assert main is not None
-        threads = [threading.Thread(target=self._run, args=(work,), daemon=True) for work in (self.filler.answer, self.filler.bring_all)]
+        threads = [threading.Thread(target=work, daemon=True) for work in (self._answer, self._bring_ahead)]
         threads.append(threading.Thread(target=self._wake, args=(main,), daemon=True))
         for thread in threads:
             thread.start()
@@ -143,11 +143,16 @@ class LazyServer:
         self.filler.close()
         self.born.tree.leave()
 
-    def _run(self, work: Callable[[Fetch], None]) -> None:
-        """With a store of its own: connections are not shared between threads."""
+    def _answer(self) -> None:
+        """By the store that is open already, and that nobody else uses any more."""
+        self.filler.answer(_fetcher(self.source))
+
+    def _bring_ahead(self) -> None:
+        """With a store of its own: two threads do not share one. Nothing of that costs the first misses anything."""
+        self.filler.stand_back()
         try:
             with open_store(self.store, Mode.READ) as history:
-                work(_fetcher(history.pages(self.generation)))
+                self.filler.bring_all(_fetcher(history.pages(self.generation)))
         except BaseException as error:
             self.filler.failed = error
             self.filler.done.set()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,17 @@ class Segments:
         if place < 0 or self._all[place].end <= address:
             return None
         return self._all[place].part(address, self._all[place].end)
+
+    def within(self, start: int, end: int) -> list[Segment]:
+        """What of the segments lies in the range."""
+        found = []
+        low = max(bisect_right(self._all, start, key=lambda one: one.start) - 1, 0)
+        for one in islice(self._all, low, None):
+            if one.start >= end:
+                break
+            if one.end > start:
+                found.append(one.part(max(one.start, start), min(one.end, end)))
+        return found
 
     def first(self) -> Segment | None:
         return self._all[0] if self._all else None

@@ -52,6 +52,13 @@ def test_whatever_the_program_does(held: list[list[int]], done: list[tuple[str, 
     assert pages(segments) == model
     assert segments.bytes_left() == len(model) * PAGE
     assert bool(segments) == bool(model)
+    low, high = ROOM // 4, ROOM
+    here = {
+        (one.start + at) // PAGE: (one.source + at) // PAGE
+        for one in segments.within(low * PAGE, high * PAGE)
+        for at in range(0, one.end - one.start, PAGE)
+    }
+    assert here == {number: source for number, source in model.items() if low <= number < high}
 
 
 def test_a_search_goes_round() -> None:
