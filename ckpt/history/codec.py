@@ -7,7 +7,7 @@
 2. Bytes are base64. xstate and siginfo, which are mostly zeros and mostly equal among threads, stand once in `blobs` and are
    named by their place there: 200 threads of 2.7 KB cost a few kilobytes, and zlib has little left to chew.
 3. Mappings, descriptors and the backing of mappings are rows, not objects: a process has hundreds of them, and this
-   code runs within the 60 ms that an incremental snapshot may take.
+   code runs within the 60 ms that an incremental snapshot may take. What many of them share is made once when they are read.
 4. What a kind remembers (State) is JSON already and passes through untouched.
 """
 
@@ -17,6 +17,7 @@ import json
 import zlib
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from ckpt.errors import DamagedError
@@ -190,9 +191,23 @@ def _read_task(task: dict[str, Any], blobs: Sequence[bytes], mapping: Callable[[
     )
 
 
+@lru_cache(64)
+def _decision(action: str, value: int, reason: str, disturbed: int) -> RetvalDecision:
+    return RetvalDecision(Action(action), value, reason, bool(disturbed))
+
+
+@lru_cache(64)
+def _bare(kind: str) -> Backing:
+    return Backing(kind)
+
+
+@lru_cache(64)
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 def _read_thread(thread: dict[str, Any], blobs: Sequence[bytes]) -> Thread:
     phase, nr, args, raw_retval, remaining_ns, evidence = thread["syscall"]
-    action, value, reason, disturbed = thread["decision"]
     return Thread(
         tid=thread["tid"],
         start_ticks=thread["start_ticks"],
@@ -201,7 +216,7 @@ def _read_thread(thread: dict[str, Any], blobs: Sequence[bytes]) -> Thread:
         sigmask=thread["sigmask"],
         pending=tuple(blobs[place] for place in thread["pending"]),
         syscall=SyscallState(phase, nr, tuple(args), raw_retval, remaining_ns, evidence),
-        decision=RetvalDecision(Action(action), value, reason, bool(disturbed)),
+        decision=_decision(*thread["decision"]),
         attributes=thread["attributes"],
     )
 
@@ -212,12 +227,13 @@ def _read_mapping_1(row: Sequence[Any]) -> Mapping:
 
 def _read_mapping_2(row: Sequence[Any]) -> Mapping:
     start, end, prot, flags, name, kind, words, guards, *rest = row
-    backing = Backing(kind)
     if rest:
         path, dev, ino, offset, size, mtime_ns, deleted = rest
         backing = Backing(kind, path, dev, ino, offset, size, mtime_ns, bool(deleted))
-    advice = None if words is None else tuple(words.split())
-    return Mapping(start, end, prot, flags, backing, name, advice, tuple((low, high) for low, high in guards))
+    else:
+        backing = _bare(kind)
+    advice = None if words is None else _words(words)
+    return Mapping(start, end, prot, flags, backing, name, advice, tuple([(low, high) for low, high in guards]) if guards else ())
 
 
 _READERS: dict[int, Callable[[dict[str, Any]], Snapshot]] = {1: _read_1, 2: _read_2}

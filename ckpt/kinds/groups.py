@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from ckpt.kinds.base import fd_kinds
+from ckpt.kinds.base import fd_kinds, is_a
 from ckpt.model import OpenFile, RemoteCall
 
 
@@ -31,6 +31,8 @@ class Kept:
 @runtime_checkable
 class GroupKind(Protocol):
     """A kind whose objects may hang together: what has to be made again of a group is made by one task, in one sequence."""
+
+    name: str
 
     def links(self, files: Sequence[OpenFile]) -> Iterable[tuple[int, int]]:
         """Ids of files of this kind that hang together, two by two."""
@@ -58,6 +60,8 @@ class GroupKind(Protocol):
 class SocialKind(Protocol):
     """A kind whose state is complete only beside the others of the tree."""
 
+    name: str
+
     def with_others(self, files: Sequence[OpenFile]) -> Sequence[OpenFile]:
         """The same files of this kind, in the same order, with what each has to know of the others."""
         ...
@@ -67,7 +71,7 @@ def with_others(files: Sequence[OpenFile]) -> tuple[OpenFile, ...]:
     """The same files, complete (SocialKind)."""
     known = {file.id: file for file in files}
     for kind in fd_kinds():
-        if isinstance(kind, SocialKind):
+        if is_a(kind, SocialKind):
             known |= {file.id: file for file in kind.with_others([file for file in files if file.kind == kind.name])}
     return tuple(known[file.id] for file in files)
 
@@ -76,7 +80,7 @@ def groups(files: Sequence[OpenFile]) -> dict[int, tuple[int, ...]]:
     """OpenFile.id -> ids of its whole group, itself among them, in order; for every file of a kind with groups."""
     found: dict[int, set[int]] = {}
     for kind in fd_kinds():
-        if not isinstance(kind, GroupKind):
+        if not is_a(kind, GroupKind):
             continue
         own = [file for file in files if file.kind == kind.name]
         found |= {file.id: {file.id} for file in own}

@@ -109,7 +109,7 @@ class Layout:
     def __init__(
         self, tree: core.Tree, parent: Snapshot | None, seats: Sequence[TrackerSeat], sink: core.Sink, *, newborn: bool = False
     ) -> None:
-        self.tree, self.parent, self.seats, self.sink = tree, parent, seats, sink
+        self.tree, self.parent, self.seats, self.sink, self.newborn = tree, parent, seats, sink, newborn
         at = {seat.pid: seat for seat in seats}
         owners = {thread.mm: thread.pid for thread in reversed(tree.threads())}
         tracks = [
@@ -121,19 +121,24 @@ class Layout:
         self.seen: Fingerprint = {}
 
     def take(self) -> Snapshot:
-        self.seen = self._look()
+        self._run()
+        if not self.newborn:  # nobody looks again
+            self.seen = self._fingerprint()
         return self.capture.parse(self.sink, Spaces(self.tree.threads(), self.parent))
 
     def again(self, known: Snapshot) -> Snapshot:
         """`known`, which take() gave, if nothing has changed since that a plan depends on; else the tree parsed anew. For use
         inside a freeze: what take() learned of mappings stands, for asking again takes time."""
         self.adviser.frozen = True
-        before, self.seen = self.seen, self._look()
+        self._run()
+        before, self.seen = self.seen, self._fingerprint()
         return known if self.seen == before else self.capture.parse(self.sink, Spaces(self.tree.threads(), self.parent))
 
-    def _look(self) -> Fingerprint:
+    def _run(self) -> None:
         self.sink.reset()
         self.capture.run(self.sink)
+
+    def _fingerprint(self) -> Fingerprint:
         return fingerprint(self.sink.records(), self.capture.table.process_files, self.capture.table.thread_files)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
+from ckpt.kinds.base import needs_result
 from ckpt.live import act
 from ckpt.live.core import Tree
 from ckpt.model import Arg, RemoteArg, RemoteCall, Stage
@@ -52,11 +53,16 @@ def groups_of(stage: Stage) -> Sequence[Group | Together]:
 
 def _is_plain(item: RemoteCall) -> bool:
     """Needs no result, and no address that only an open bridge tells."""
-    return not any(arg.form is Arg.RESULT or arg.pointers for arg in item.args)
+    if needs_result(item):
+        return False
+    for arg in item.args:  # noqa: SIM110 (as there)
+        if arg.pointers:
+            return False
+    return True
 
 
 def _shift(item: RemoteCall, first: int, results: Sequence[int]) -> RemoteCall:
-    if all(arg.form is not Arg.RESULT for arg in item.args):
+    if not needs_result(item):
         return item
 
     def arg(one: RemoteArg) -> RemoteArg:

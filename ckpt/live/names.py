@@ -20,7 +20,7 @@ _MAPPED = bytes(10) + b"\xff\xff"
 def taken(pid: int, now: Snapshot, wanted: Snapshot, spared: Collection[int] = ()) -> list[str]:
     """A line for each name that is taken, as seen by task `pid`. `spared`: inodes of sockets that will be gone by then."""
     own = {int(file.state["ino"]) for file in now.files if "ino" in file.state} | set(spared)
-    net = _Net(pid, own)
+    net = _Net(pid, own, {port for file in wanted.files if (port := _port_of(file))})
     found = []
     for file in wanted.files:
         who = net.holder(file)
@@ -39,8 +39,8 @@ def sockets_of(pids: Collection[int]) -> set[int]:
 class _Net:
     """Read when the first socket asks."""
 
-    def __init__(self, pid: int, own: Collection[int]) -> None:
-        self.pid, self.own = pid, own
+    def __init__(self, pid: int, own: Collection[int], ports: Collection[int]) -> None:
+        self.pid, self.own, self.ports = pid, own, ports
         self.inet: dict[str, list[InetSocket]] = {}
         self.unix: dict[str, list[int]] | None = None
 
@@ -89,7 +89,7 @@ class _Net:
 
     def _sockets(self, protocol: str) -> list[InetSocket]:
         if protocol not in self.inet:
-            self.inet[protocol] = [one for name in (protocol, f"{protocol}6") for one in parse_inet(self._read(name))]
+            self.inet[protocol] = [one for name in (protocol, f"{protocol}6") for one in parse_inet(self._read(name), self.ports)]
         return self.inet[protocol]
 
     def _read(self, name: str) -> bytes:
@@ -113,6 +113,11 @@ def _inodes(pid: int) -> Iterator[int]:
                 link = os.readlink(entry.path)
                 if link.startswith("socket:["):
                     yield int(link[8:-1])
+
+
+def _port_of(file: OpenFile) -> int:
+    """The port that it is bound to; 0: none."""
+    return _end(str(file.state.get("bound", "")))[1] if file.kind in ("tcp", "udp") else 0
 
 
 def _end(name: str) -> tuple[bytes, int]:

@@ -54,8 +54,8 @@ class Batch:
         """Appends a kind's sequence, shifting its results; returns the last call's result."""
         base = len(self.calls)
         for item in calls:
-            shifted = shift(item, base)
-            self.calls.append(shifted._replace(tid=tid) if tid else shifted)
+            item = shift(item, base)
+            self.calls.append(RemoteCall(item.nr, item.args, item.note, item.expect, tid) if tid else item)
         return result(len(self.calls) - 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 
 LISTEN, TIME_WAIT = 10, 6  #: include/net/tcp_states.h
@@ -20,11 +21,13 @@ class InetSocket:
     ino: int  #: 0: nobody has it any more
 
 
-def parse_inet(text: bytes) -> list[InetSocket]:
+def parse_inet(text: bytes, ports: Collection[int] | None = None) -> list[InetSocket]:
+    """`ports`: only those with one of these local ports; a machine may have very many others."""
     found = []
+    ends = None if ports is None else {b":%04X" % port for port in ports}
     for line in text.splitlines()[1:]:
-        words = line.split()
-        if len(words) > 9:
+        words = line.split(None, 10)
+        if len(words) > 9 and (ends is None or words[1][-5:] in ends):
             found.append(InetSocket(_end(words[1]), _end(words[2]), int(words[3], 16), int(words[9])))
     return found
 
