@@ -95,7 +95,8 @@ static int transfer(ckpt_tree *tree, int32_t pid, const struct ckpt_run *runs, s
             return tree_fail(tree, -EINVAL, "pages", pid, 0, -1, runs[i].page * CKPT_PAGE, NULL);
         halves[0].pages += runs[i].count;
     }
-    struct helper *helper = tree->scan && halves[0].pages >= PAIR_PAGES ? tree->scan->helper : NULL;
+    bool alone = tree->doomed && !out; /* newborns are filled while other threads read the store: they need the other CPU more */
+    struct helper *helper = !alone && tree->scan && halves[0].pages >= PAIR_PAGES ? tree->scan->helper : NULL;
     if (helper) {
         uint64_t first = halves[0].pages / 2;
         halves[1] = halves[0];
