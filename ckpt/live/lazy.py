@@ -25,7 +25,7 @@ from ckpt.plan.segments import Segment, Segments
 from native._native import ffi, lib
 
 EAGAIN, ENOENT, ESRCH, EFAULT = -11, -2, -3, -14
-CLUSTER = 128 * PAGE  #: what is touched lies together: an aligned piece of so many bytes comes with a page that was missed
+CLUSTER = 64 * PAGE  #: what is touched lies together: an aligned piece of so many bytes comes with a page that was missed
 PIECE = 64  #: pages brought at once under the lock: a fault waits no longer than their copy takes
 AHEAD = 256  #: pages read from the store at once
 _PAUSE_S = 0.001

@@ -10,7 +10,9 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from ckpt.errors import CkptError
 from ckpt.kinds.fd import sockets as so
+from ckpt.live import core, diag
 from ckpt.model import OpenFile, Snapshot
 from ckpt.procfs.net import LISTEN, TIME_WAIT, InetSocket, parse_inet, parse_unix
 
@@ -42,6 +44,7 @@ class _Net:
     def __init__(self, pid: int, own: Collection[int], ports: Collection[int]) -> None:
         self.pid, self.own, self.ports = pid, own, ports
         self.inet: dict[str, list[InetSocket]] = {}
+        self.listeners: list[InetSocket] | None = None
         self.unix: dict[str, list[int]] | None = None
 
     def holder(self, file: OpenFile) -> str | None:
@@ -61,7 +64,7 @@ class _Net:
             same = [one for one in self._sockets("tcp") if far[1] and (one.local, one.remote) == (local, far) and one.state != TIME_WAIT]
             what = f"the connection {file.state['local']} to {file.state['peer']}"
             return next((f"{what} {self._has(one.ino)}" for one in same if one.ino and one.ino not in self.own), None)
-        listening = [one for one in self._sockets("tcp") if one.state == LISTEN]
+        listening = self._listening()
         who = None if _set(file, "SO_REUSEPORT") else self._port(file, listening)
         stands = any(one.ino in self.own and one.local == local for one in listening)
         if who is None and not stands and not _set(file, "SO_REUSEADDR"):
@@ -86,6 +89,15 @@ class _Net:
             self.unix = parse_unix(self._read("unix"))
         held = [ino for ino in self.unix.get(name.replace("\0", "@"), ()) if ino not in self.own and ino]
         return f"unix socket {name} {self._has(held[0])}" if held else None
+
+    def _listening(self) -> list[InetSocket]:
+        if self.listeners is None:
+            try:
+                with core.in_network_of(self.pid):
+                    self.listeners = diag.listening()
+            except (OSError, CkptError):
+                self.listeners = [one for one in self._sockets("tcp") if one.state == LISTEN]
+        return self.listeners
 
     def _sockets(self, protocol: str) -> list[InetSocket]:
         if protocol not in self.inet:

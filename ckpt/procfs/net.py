@@ -47,4 +47,9 @@ def _end(text: bytes) -> tuple[bytes, int]:
     address, port = text.split(b":")
     words = [int(address[at : at + 8], 16) for at in range(0, len(address), 8)]
     raw = struct.pack(f"<{len(words)}I", *words)
-    return raw[12:] if raw[:12] == _MAPPED else raw, int(port, 16)
+    return plain(raw), int(port, 16)
+
+
+def plain(address: bytes) -> bytes:
+    """An IPv4 address in IPv6's form as one of 4 bytes."""
+    return address[12:] if address[:12] == _MAPPED else address
