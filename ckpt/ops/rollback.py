@@ -10,6 +10,7 @@ next ckpt that meets it (rollback, snapshot, check) finishes it.
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ckpt.errors import CkptError, RefusedError
+from ckpt.errors import CkptError, PermissionDeniedError, RefusedError
 from ckpt.history.open import Generation, History, Mode, open_store
 from ckpt.live import advice, core, journal, names, objects, queues, runtime, track, watches, world
 from ckpt.live.capture import Layout
@@ -32,6 +33,7 @@ from ckpt.ops.rollback_pages import Pages
 from ckpt.plan import FileIdentity, paths_of, plan
 from ckpt.plan.kin import Surgery, predicted, surgery
 from ckpt.plan.streams import as_now
+from ckpt.plan.threads import NEEDS_NUMBERS
 
 SINK_PAGES = 256  #: for contents of pipes and the like; runs and records have room of their own
 
@@ -216,7 +218,8 @@ class _Run:
     def _refuse(self, made: Plan) -> None:
         if made.refusals:
             more = f" (and {len(made.refusals) - 1} more: --dry-run lists them)" if len(made.refusals) > 1 else ""
-            raise RefusedError(made.refusals[0] + more)
+            refused = PermissionDeniedError if NEEDS_NUMBERS in made.refusals[0] and os.geteuid() != 0 else RefusedError
+            raise refused(made.refusals[0] + more)
 
     # ---- while it is frozen ----
 

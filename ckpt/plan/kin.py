@@ -20,6 +20,7 @@ from ckpt.kinds.base import call
 from ckpt.model import RemoteCall, Snapshot, State, Task, Thread
 from ckpt.plan.attributes import plan_attributes
 from ckpt.plan.family import CLONE_FILES, CLONE_VM, Family, Place, Step, everyone
+from ckpt.plan.threads import NEEDS_NUMBERS, chooses_numbers
 from ckpt.syscalls.names import nr
 
 KILLED = 9
@@ -70,9 +71,16 @@ def surgery(now: Snapshot, wanted: Snapshot, outside: Collection[int] = ()) -> S
         numbers=numbers,
         threads_end={pid: tids for pid, tids in in_the_way.items() if tids},
         notes=tuple(_notes(now, wanted, ends, family)),
-        refusals=tuple(f"{why}; {ADVICE}" for _, why in family.stuck),
+        refusals=(*(f"{why}; {ADVICE}" for _, why in family.stuck), *_without_right(here, there, family)),
         warnings=tuple(family.warnings),
     )
+
+
+def _without_right(here: Mapping[int, Task], there: Mapping[int, Task], family: Family) -> Iterator[str]:
+    for step in family.steps():
+        if step.child and step.pid in here and not chooses_numbers(here[step.pid]):
+            name = f"task {step.child} ({there[step.child].comm})" if step.child in there else f"task {step.child}"
+            yield f"{name}: has ended since: {NEEDS_NUMBERS}"
 
 
 class _Kept:
