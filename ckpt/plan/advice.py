@@ -6,8 +6,10 @@ Invariants
  2. mlock2(MLOCK_ONFAULT) says whether memory may be locked at all, and fills nothing; the mlock() behind it fills what can be
     filled and may fail for the rest (PROT_NONE, guard pages), as it did for the program.
  3. At the end, when the pages stand: guard pages (what is under them goes), protection keys, seals (they forbid all else).
- 4. Huge pages, once advised for or against, cannot be un-advised: such a mapping is made anew (`may_become`).
- 5. A mapping that was not known to be advised or not (older generations) is left as it is.
+ 4. A key can be used by a memory that has allocated it. A newborn has none: it allocates as many as the mappings name, which the kernel
+    gives in order; those that were allocated and protect nothing nobody can see (no hardware here to try it on: by source).
+ 5. Huge pages, once advised for or against, cannot be un-advised: such a mapping is made anew (`may_become`).
+ 6. A mapping that was not known to be advised or not (older generations) is left as it is.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from ckpt.model import Mapping
 from ckpt.plan import batch as b
 from ckpt.plan.batch import Batch
 
-_NR_MLOCK, _NR_MUNLOCK, _NR_MLOCK2, _NR_PKEY_MPROTECT, _NR_MSEAL = 149, 150, 325, 329, 462
+_NR_MLOCK, _NR_MUNLOCK, _NR_MLOCK2, _NR_PKEY_MPROTECT, _NR_PKEY_ALLOC, _NR_MSEAL = 149, 150, 325, 329, 330, 462
 _MLOCK_ONFAULT = 1
 _GUARD_INSTALL, _GUARD_REMOVE = 102, 103
 _NORMAL = 0
@@ -69,6 +71,13 @@ def may_become(old: Mapping, new: Mapping) -> bool:
     huge = bool(lost & {"hg", "nh"}) and not {"hg", "nh"} & {*new.advice}
     fixed = ({*old.advice} ^ {*new.advice}) & {"mw", "dp"} or (old.flags ^ new.flags) & b.MAP_NORESERVE
     return not huge and not fixed
+
+
+def take_keys(mappings: Iterable[Mapping], finish: Batch) -> None:
+    """For a newborn, before any other call of `finish`. (For execute-only memory the kernel takes a key by itself.)"""
+    last = max((_key_of(mapping.advice or ()) for mapping in mappings if mapping.prot != b.PROT_EXEC), default=0)
+    for key in range(1, last + 1):
+        finish.add(_NR_PKEY_ALLOC, 0, 0, note=f"pkey_alloc: protection key {key}", expect=key)
 
 
 def advise(parts: Sequence[Advised], before: Batch, finish: Batch) -> None:

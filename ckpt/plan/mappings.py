@@ -24,7 +24,7 @@ from itertools import pairwise
 from ckpt.kinds.base import value
 from ckpt.model import Backing, Mapping, OpenFile, Task
 from ckpt.plan import batch as b
-from ckpt.plan.advice import Advised, advise, may_become
+from ckpt.plan.advice import Advised, advise, may_become, take_keys
 from ckpt.plan.batch import Batch, page_up
 from ckpt.plan.newborn import Frame
 from ckpt.plan.objects import Objects
@@ -71,6 +71,7 @@ def plan_layout(
         return plan
     if frame:
         frame.aside(plan.batch)
+        take_keys(wanted.mappings, plan.finish)
     _Layout(plan, wanted.pid, moved, pieces, sources, objects).put_in_place(now)
     if frame:
         frame.last(plan.batch)

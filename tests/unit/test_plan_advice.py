@@ -8,6 +8,8 @@ import pytest
 
 from ckpt.model import PAGE, Backing, Mapping, RemoteCall, Task
 from ckpt.plan import batch as b
+from ckpt.plan.advice import take_keys
+from ckpt.plan.batch import Batch
 from ckpt.plan.mappings import plan_layout
 from ckpt.plan.sources import LayoutPlan
 
@@ -72,6 +74,12 @@ def test_keys_then_seals_at_the_very_end() -> None:
     plan = between(anon(), anon("pk3", "sl", "ac", guards=((BASE, BASE + PAGE),), prot=1))
     assert [item.nr for item in plan.finish.calls] == [b.NR_MADVISE, PKEY, MSEAL]
     assert [arg.value for arg in plan.finish.calls[1].args[2:]] == [1, 3]
+
+
+def test_a_newborn_allocates_the_keys_that_are_used() -> None:
+    batch = Batch()
+    take_keys([anon("pk3"), anon("pk1"), anon("pk9", prot=4), anon()], batch)
+    assert [(item.nr, item.expect) for item in batch.calls] == [(330, 1), (330, 2), (330, 3)]
 
 
 def test_what_is_sealed_by_now_is_left_alone_or_refused() -> None:
