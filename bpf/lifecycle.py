@@ -1,7 +1,9 @@
-"""The tree as the kernel sees it come and go, and the filter that all programs share (src/lifecycle.bpf.c)."""
+"""The tree as the kernel sees it come and go, and the filter that all programs share (src/lifecycle.bpf.c), and the
+changes that any of them tells (src/tree.h)."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -14,6 +16,7 @@ from bpf.ring import Ring
 
 _RING_BYTES = 1 << 20  #: 18,000 changes
 _ENTRIES = 16384
+_MEMBER = struct.Struct("<QII")  #: src/tree.h
 
 
 class Kind(IntEnum):
@@ -39,29 +42,29 @@ class Change:
 
 
 class Filter:
-    """Processes that are looked at. Follows forks by itself from the moment it is made; who is there already is added.
+    """Processes that are looked at. Follows forks by itself from the moment it is made; who is there already is added. Changes of
+    mappings come with `Syscalls`, which sees the calls."""
 
-    `mappings`: tell changes of mappings too, at some nanoseconds for each call of every process of the machine.
-    """
-
-    def __init__(self, *, mappings: bool = False) -> None:
+    def __init__(self) -> None:
         points = {"forked": "sched_process_fork", "executed": "sched_process_exec", "ended": "sched_process_exit"}
-        if mappings:
-            points["mapped"] = "sys_exit"
         self._program = Program("lifecycle", points, ring_bytes=_RING_BYTES)
         self._ring = Ring(self._program.maps["changes"], _RING_BYTES, "QIIIiQQq")
 
     @property
     def shared(self) -> dict[str, int]:
-        """The map that other programs are to use."""
-        return {"tree": self._program.maps["tree"]}
+        """The maps that other programs are to use."""
+        return {name: self._program.maps[name] for name in ("tree", "changes", "untold")}
 
     def add(self, pids: Iterable[int]) -> None:
         for pid in pids:
-            calls.map_update(self._program.maps["tree"], pid.to_bytes(4, "little"), bytes(4))
+            calls.map_update(self._program.maps["tree"], pid.to_bytes(4, "little"), _MEMBER.pack(0, pid, 0))
+
+    def remove(self, pids: Iterable[int]) -> None:
+        for pid in pids:
+            calls.map_delete_if_there(self._program.maps["tree"], pid.to_bytes(4, "little"))
 
     def pids(self) -> set[int]:
-        keys, _ = calls.map_entries(self._program.maps["tree"], 4, 4, _ENTRIES)
+        keys, _ = calls.map_entries(self._program.maps["tree"], 4, _MEMBER.size, _ENTRIES)
         return {int.from_bytes(keys[at : at + 4], "little") for at in range(0, len(keys), 4)}
 
     def take(self) -> list[Change]:
@@ -73,7 +76,7 @@ class Filter:
 
     def lost(self) -> int:
         """Changes that found no room."""
-        return self._program.counter("lost")
+        return self._program.counter("untold")
 
     def close(self) -> None:
         self._ring.close()

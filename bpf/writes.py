@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -9,6 +10,7 @@ from bpf.lifecycle import Filter
 from bpf.program import Program
 from bpf.ring import Ring
 
+RECORD = 48  #: bytes of one event in what `take_raw` gives
 RING_BYTES = 16 << 20  #: 350,000 first writes between two readings
 
 
@@ -19,7 +21,7 @@ class Write(NamedTuple):
     place: int  #: the page's address; bit 0: written by the kernel on the thread's behalf
     ip: int  #: address of the instruction; of the call's, where the kernel wrote
     tid: int
-    pid: int
+    pid: int  #: whose memory it is; that of the thread's process, but for one that was born by vfork and has not executed yet
     nr: int  #: number of the call in which the kernel wrote, -1: none
     pad: int
 
@@ -31,7 +33,17 @@ class Writes:
 
     def take(self) -> list[Write]:
         """In the order of their recording; of a page that faulted more than once, all."""
-        return [Write._make(record) for record in self._ring.take()]
+        return list(self.unpack(self.take_raw()))
+
+    def take_raw(self) -> bytes:
+        """The same, 48 bytes each, for `unpack`."""
+        return self._ring.take_raw()
+
+    def unpack(self, raw: bytes | bytearray | memoryview) -> Iterator[Write]:
+        return map(Write._make, self._ring.unpack(raw))
+
+    def event(self, raw: bytes | bytearray | memoryview, index: int) -> Write:
+        return Write._make(self._ring.record(raw, index))
 
     def lost(self) -> int:
         """Events that found no room, all in all."""

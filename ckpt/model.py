@@ -8,7 +8,7 @@ Units: addresses are bytes, pages are 4096 bytes, times are nanoseconds, `start_
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Mapping as MappingABC
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
@@ -213,9 +213,8 @@ class Writer:
     call: str | None  #: name of the call in which the kernel wrote for it; None: it wrote itself
 
 
-@dataclass(frozen=True, slots=True)
-class PageWrite:
-    """The first write of a page since it was protected."""
+class PageWrite(NamedTuple):
+    """A write of a page that was protected. A tuple: there may be hundreds of thousands."""
 
     pid: int
     address: int
@@ -229,7 +228,7 @@ class Evidence:
     """Who wrote in the interval before a snapshot. Beside the pages, never instead of them: what was written the scan says."""
 
     writers: tuple[Writer, ...] = ()
-    writes: tuple[PageWrite, ...] = ()
+    writes: Iterable[PageWrite] = ()  #: by page, and of a page the first comes first; may be gone through once
     lost: int = 0  #: writes of which only their number is known
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-__all__ = ["Counts", "GcResult", "Generation", "Problem", "Progress", "StoreError"]
+__all__ = ["Counts", "GcResult", "Generation", "Problem", "Progress", "Rows", "StoreError"]
 
 #: Called as (what is being done, done, of how many) now and then; may be None.
 Progress = Callable[[str, int, int], None]
@@ -51,6 +52,14 @@ class Generation:
     bytes_stored: int = 0
     phases: Mapping[str, int] = field(default_factory=dict)
     snapshot: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of a plain table that are too many to be a mapping each: gone through once. Of two with one key the first counts."""
+
+    columns: tuple[str, ...]
+    values: Iterable[tuple[Any, ...]]
 
 
 @dataclass(frozen=True, slots=True)

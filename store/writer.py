@@ -18,7 +18,7 @@ from store._pages import ffi, lib
 from store.database import PAGE_SIZE, transaction, translated, writer_lock
 from store.layouts import EMPTY, Layout, check, runs_buffer
 from store.manifests import Prepared, Stored, decode_stored, insert_changes, prepare, spent, store_layout, stored_rows
-from store.records import Counts, Generation, StoreError
+from store.records import Counts, Generation, Rows, StoreError
 from store.tending import tend
 
 __all__ = ["Writer"]
@@ -41,6 +41,7 @@ class Writer(AbstractContextManager["Writer"]):
         self._parent = parent
         self._stack = ExitStack()
         self._published: int | None = None
+        self.inserted: dict[str, int] = {}  #: plain table -> rows, once it is published
         self._tend_after = tend_after
         with translated(path):
             self._stack.enter_context(writer_lock(path, timeout_s))
@@ -169,7 +170,7 @@ class Writer(AbstractContextManager["Writer"]):
 
     # ---- the end ----
 
-    def publish(self, generation: Generation, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
+    def publish(self, generation: Generation, rows: Mapping[str, Sequence[Mapping[str, Any]] | Rows]) -> int:
         """Makes the generation visible, all of it or nothing, and returns its number.
 
         `rows`: {table: rows} for processes, threads, mappings, descriptors, writers and page_writes, without the generation's number.
@@ -191,8 +192,7 @@ class Writer(AbstractContextManager["Writer"]):
                     store_layout(connection, number, space, ready.result())
                     changed[space] = ready.result().changed
                 insert_changes(connection, number, changed)
-                for table, table_rows in rows.items():
-                    insert_rows(connection, table, number, table_rows)
+                self.inserted = {table: insert_rows(connection, table, number, table_rows) for table, table_rows in rows.items()}
         self._published = number
         return number
 
@@ -240,17 +240,22 @@ class Writer(AbstractContextManager["Writer"]):
         self.close()
 
 
-def insert_rows(connection: sqlite3.Connection, table: str, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
+def insert_rows(connection: sqlite3.Connection, table: str, number: int, rows: Sequence[Mapping[str, Any]] | Rows) -> int:
+    """Returns how many there are then."""
     if table not in _TABLES:
         raise ValueError(f"no such plain table: {table}")
-    if not rows:
-        return
+    if not isinstance(rows, Rows):
+        if not rows:
+            return 0
+        names = tuple(dict.fromkeys(name for row in rows for name in row))
+        rows = Rows(names, [tuple(row.get(name) for name in names) for row in rows])
     known = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    if unknown := [name for name in names if name not in known]:
+    if unknown := [name for name in rows.columns if name not in known]:
         raise ValueError(f"table {table} has no column {', '.join(unknown)}")
-    columns = ", ".join(f'"{name}"' for name in ["generation", *names])
-    connection.executemany(
-        f"INSERT INTO {table} ({columns}) VALUES ({', '.join('?' * (len(names) + 1))})",
-        [(number, *(row.get(name) for name in names)) for row in rows],
-    )
+    columns = ", ".join(f'"{name}"' for name in ["generation", *rows.columns])
+    # Only where one may stand there twice: in every other table that would be a fault.
+    verb = "INSERT OR IGNORE" if table == "page_writes" else "INSERT"
+    return connection.executemany(
+        f"{verb} INTO {table} ({columns}) VALUES ({', '.join('?' * (len(rows.columns) + 1))})",
+        ((number, *row) for row in rows.values),
+    ).rowcount

@@ -1,9 +1,11 @@
-/* syscalls.bpf.c: the call that each thread of the tree is in, since when, and what the last one gave.
+/* syscalls.bpf.c: the call that each thread of the tree is in, since when, and what the last one gave; and how mappings change.
  *
  * 1. A record is written by its own thread alone and copied by the reader from its first byte on: `begun` is set before anything
  *    changes and lies last, `done` after everything and lies first. Equal, nothing changed while it was copied.
  * 2. A call that was interrupted and goes on (a signal, a freeze) is one call: it exits with a restart code and is entered again, by its own
- *    number or as restart_syscall. It keeps its number, its arguments and the time at which it began. */
+ *    number or as restart_syscall. It keeps its number, its arguments and the time at which it began.
+ * 3. A mapping's change is told at the call's exit, with its arguments and its result; one that failed is not told. */
+enum { NR_MMAP = 9, NR_MUNMAP = 11, NR_BRK = 12, NR_MREMAP = 25 };
 enum { NR_RESTART_SYSCALL = 219, ERESTARTSYS = 512, ERESTARTNOINTR = 513, ERESTARTNOHAND = 514, ERESTART_RESTARTBLOCK = 516 };
 
 struct call {
@@ -69,6 +71,17 @@ int entered(struct bpf_raw_tracepoint_args *ctx) {
     return 0;
 }
 
+INLINE void mapped(u64 id, struct call *call, s64 result) {
+    s64 nr = call->nr;
+    if ((nr != NR_MMAP && nr != NR_MUNMAP && nr != NR_BRK && nr != NR_MREMAP) || (result < 0 && result > -4096))
+        return;
+    struct change change = {.kind = MAPPING, .tgid = id >> 32, .tid = id, .value = nr, .result = result};
+    change.arg[0] = call->arg[0];
+    if (nr != NR_BRK) /* it has one argument; what stands in the register of the second is anybody's */
+        change.arg[1] = call->arg[1];
+    tell(&change);
+}
+
 int exited(struct bpf_raw_tracepoint_args *ctx) {
     u64 id = bpf_get_current_pid_tgid();
     if (!of_tree(id))
@@ -86,6 +99,7 @@ int exited(struct bpf_raw_tracepoint_args *ctx) {
         call->arg[0] = saved.di, call->arg[1] = saved.si, call->arg[2] = saved.dx;
         call->arg[3] = saved.r10, call->arg[4] = saved.r8, call->arg[5] = saved.r9;
     }
+    mapped(id, call, result);
     call->last_nr = call->nr;
     call->last_result = result;
     call->last_exit_ns = bpf_ktime_get_ns();

@@ -12,7 +12,8 @@ struct event {
     u64 ns;
     u64 page;   /* address of the page; bit 0: written by the kernel */
     u64 ip;
-    u32 tid, tgid;
+    u32 tid;
+    u32 owner;  /* the process whose memory it is */
     s32 nr;     /* number of the call, -1: none */
     u32 pad;
 };
@@ -21,9 +22,13 @@ BPF_ARRAY(lost, u64, 1);
 
 INLINE int fault(struct bpf_raw_tracepoint_args *ctx, bool kernel) {
     u64 id = bpf_get_current_pid_tgid();
-    if (!(ctx->args[2] & WRITE) || !of_tree(id) || ctx->args[0] >> 47)
+    u32 tgid = id >> 32, owner = tgid;
+    struct member *member = tree.lookup(&tgid);
+    if (!member || !(ctx->args[2] & WRITE) || ctx->args[0] >> 47)
         return 0;
-    struct event event = {.ns = bpf_ktime_get_ns(), .page = (ctx->args[0] & ~0xfffULL) | kernel, .tid = id, .tgid = id >> 32, .nr = -1};
+    if (member->lent && member->lent == FIELD(u64, bpf_get_current_task(), AT_TASK_STRUCT_MM))
+        owner = member->owner; /* else it is just executing, and the kernel fills its new memory */
+    struct event event = {.ns = bpf_ktime_get_ns(), .page = (ctx->args[0] & ~0xfffULL) | kernel, .tid = id, .owner = owner, .nr = -1};
     const void *regs = (const void *)ctx->args[1];
     if (kernel) {
         regs = (const void *)bpf_task_pt_regs((void *)bpf_get_current_task_btf());

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,7 +73,15 @@ def _drawn(look: Look) -> RenderableType:
     )
     head = Text(f"ckpt trace {look.pid}", "bold").append(f"  {rest}{_lost(look)}", "not bold dim")
     notes = [Text(f"note: {warning}", "yellow") for warning in look.warnings]
+    if look.changes or look.calls:
+        notes.append(Text(_changes(look), "dim"))
     return Group(head, *notes, _threads(look), "", _mappings(look), "", _functions(look), "")
+
+
+def _changes(look: Look) -> str:
+    """ "2 forks, 2 ends, 12 mmap, 3 munmap" """
+    kinds = Counter(one.kind.name.lower() for one in look.changes)
+    return ", ".join([*(output.count(number, kind) for kind, number in kinds.items()), *(f"{n} {call}" for call, n in look.calls.items())])
 
 
 def _lost(look: Look) -> str:

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ckpt.history import codec
-from ckpt.history.rows import evidence_rows, plain_rows
+from ckpt.history.rows import WRITE_COLUMNS, plain_rows, write_rows, writer_rows
 from ckpt.history.runs import Buffer, PageSet
 from ckpt.model import Evidence, Snapshot
 
 if TYPE_CHECKING:
-    from store import Counts, Generation, Writer
+    from store import Counts, Generation, Rows, Writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Recording:
     def commit(self, snapshot: Snapshot, meta: Meta, evidence: Evidence | None = None) -> Generation:
         """Publishes. The generation is durable when this returns, and not there at all if it raises. `evidence`: who wrote since
         the parent."""
-        from store import Generation
+        from store import Generation, Rows
 
         dirty = sum(len(pages) for pages in self._added.values()) if meta.dirty is None else meta.dirty
         pages = {"resident": sum(len(layout) for layout in self._layout.values()), "dirty": dirty}
@@ -87,10 +87,15 @@ class Recording:
             phases=dict(meta.phases),
             snapshot=codec.encode(snapshot),
         )
-        rows: dict[str, list[dict[str, Any]]] = plain_rows(snapshot, self._layout, self._added)
+        rows: dict[str, list[dict[str, Any]] | Rows] = {**plain_rows(snapshot, self._layout, self._added)}
         if evidence is not None:
-            rows |= evidence_rows(snapshot, evidence)
+            rows |= {"writers": writer_rows(evidence), "page_writes": Rows(WRITE_COLUMNS, write_rows(snapshot, evidence))}
         return self._numbered(generation, self._writer.publish(generation, rows))
+
+    @property
+    def writes(self) -> int:
+        """Pages whose writer the committed generation names."""
+        return self._writer.inserted.get("page_writes", 0)
 
     @staticmethod
     def _numbered(generation: Generation, number: int) -> Generation:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
+from collections.abc import Iterator
 from collections.abc import Mapping as MappingABC
 from typing import Any
 
@@ -88,37 +89,28 @@ def _threads(task: Task) -> list[Row]:
     ]
 
 
-def evidence_rows(snapshot: Snapshot, evidence: Evidence) -> dict[str, list[Row]]:
-    """Writes of pages that are still mapped, by space and page, the first where several processes wrote one; and their writers."""
+def writer_rows(evidence: Evidence) -> list[Row]:
+    return [
+        {"writer": number, "ip": one.ip, "file": one.file, "symbol": one.symbol, "offset": one.offset, "call": one.call}
+        for number, one in enumerate(evidence.writers)
+    ]
+
+
+WRITE_COLUMNS = ("space", "page", "written_ns", "pid", "tid", "writer")
+
+
+def write_rows(snapshot: Snapshot, evidence: Evidence) -> Iterator[tuple[int, ...]]:
+    """Writes of pages that are still mapped, by space and page; WRITE_COLUMNS."""
     objects = {(item.dev, item.ino): item.space for item in snapshot.objects}
     spans = {
         task.pid: [(mapping.start, mapping.end, *_place(task, mapping, objects)) for mapping in task.mappings] for task in snapshot.tasks
     }
     starts = {pid: [span[0] for span in mapped] for pid, mapped in spans.items()}
-    first: dict[tuple[int, int], Row] = {}
-    for write in evidence.writes:
-        at = bisect_right(starts.get(write.pid, ()), write.address) - 1
-        if at < 0 or write.address >= spans[write.pid][at][1]:
-            continue
-        start, _, space, page = spans[write.pid][at]
-        key = space, page + (write.address - start) // PAGE
-        if key not in first or write.written_ns < first[key]["written_ns"]:
-            row = {
-                "space": key[0],
-                "page": key[1],
-                "written_ns": write.written_ns,
-                "pid": write.pid,
-                "tid": write.tid,
-                "writer": write.writer,
-            }
-            first[key] = row
-    used = {row["writer"] for row in first.values()}
-    writers = [
-        {"writer": number, "ip": one.ip, "file": one.file, "symbol": one.symbol, "offset": one.offset, "call": one.call}
-        for number, one in enumerate(evidence.writers)
-        if number in used
-    ]
-    return {"writers": writers, "page_writes": list(first.values())}
+    for pid, address, written_ns, tid, writer in evidence.writes:
+        at = bisect_right(starts.get(pid, ()), address) - 1
+        if at >= 0 and address < spans[pid][at][1]:
+            start, _, space, page = spans[pid][at]
+            yield space, page + (address - start) // PAGE, written_ns, pid, tid, writer
 
 
 def _place(task: Task, mapping: Mapping, objects: MappingABC[tuple[int, int], int]) -> tuple[int, int]:

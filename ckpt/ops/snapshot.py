@@ -28,7 +28,7 @@ from ckpt.live.capture import Capture
 from ckpt.live.pages import batches, final_parts, layout
 from ckpt.live.preflight import preflight
 from ckpt.live.spaces import Spaces
-from ckpt.model import Evidence, PidRef, Snapshot
+from ckpt.model import PidRef, Snapshot
 from ckpt.ops.baseline import Clock, find_baseline
 from ckpt.ops.paranoid import compare_pages
 from ckpt.ops.settle import settle
@@ -57,7 +57,7 @@ class Result:
     warnings: tuple[str, ...]
     paranoid: Mapping[str, int] | None
     total_ns: int  #: until the generation was published (the one in the store ends where the publication begins)
-    evidence: Evidence | None = None  #: who wrote, where that was watched
+    writes: Mapping[str, int] | None = None  #: where they were watched: pages with a writer, writers, writes that were lost
 
     def json(self) -> dict[str, Any]:
         made = self.generation
@@ -79,8 +79,8 @@ class Result:
         }
         if self.paranoid is not None:
             answer["paranoid"] = dict(self.paranoid)
-        if self.evidence is not None:
-            answer["writes"] = {"pages": len(self.evidence.writes), "writers": len(self.evidence.writers), "lost": self.evidence.lost}
+        if self.writes is not None:
+            answer["writes"] = dict(self.writes)
         return answer
 
 
@@ -144,7 +144,8 @@ class _Run:
         witness: Telemetry | None,
     ) -> None:
         self.request, self.ref, self.tree, self.history, self.clock, self.progress = request, ref, tree, history, clock, progress
-        self.witness, self.evidence = witness, None if witness is None else Evidence()
+        self.witness = witness
+        self.writes: dict[str, int] | None = None
         self.incarnation = runtime.incarnation(ref)
         self.baseline = find_baseline(history, ref, self.incarnation)
 
@@ -172,11 +173,11 @@ class _Run:
         if self.baseline.parent is None:
             runtime.sweep()
         warnings = (*warnings, *armed.warnings, *self._unknown_writers())
-        return Result(generation, found, warnings, verdict, time.monotonic_ns() - self.clock.start, self.evidence)
+        return Result(generation, found, warnings, verdict, time.monotonic_ns() - self.clock.start, self.writes)
 
     def _unknown_writers(self) -> Iterator[str]:
-        if self.evidence is not None and self.evidence.lost:
-            yield f"{self.evidence.lost} writes came faster than they were read: their pages have no writer, or a later one"
+        if self.writes is not None and self.writes["lost"]:
+            yield f"{self.writes['lost']} writes came faster than they were read: their pages have no writer, or a later one"
 
     def _record(self, recording: Recording, armed: track.Armed, incremental: bool) -> tuple[Generation, Snapshot, dict[str, int] | None]:
         before, parent = self.history.load(self.baseline.parent) if self.baseline.parent is not None else (None, None)
@@ -202,9 +203,10 @@ class _Run:
             frozen = self._store(recording, sink, spaces)
             self.clock.lap("stored")
             meta = self._meta(found, timing, armed, incremental, precopied + frozen)
-            if self.witness is not None:
-                self.evidence = self.witness.evidence(found, timing["at"])
-            generation = recording.commit(found, meta, self.evidence)
+            evidence = self.witness.evidence(found, timing["at"]) if self.witness is not None else None
+            generation = recording.commit(found, meta, evidence)
+            if evidence is not None:
+                self.writes = {"pages": recording.writes, "writers": len(evidence.writers), "lost": evidence.lost}
             self.clock.lap("published")
             verdict = self._verdict(generation, sink, spaces) if self.request.paranoid else None
             if self.request.kill:

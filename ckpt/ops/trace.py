@@ -7,7 +7,8 @@ Between two looks the ring of writes is emptied, so that it need not hold all of
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,9 @@ class Look:
     mappings: tuple[MappingWrites, ...]
     functions: tuple[FunctionWrites, ...]
     pages: int  #: of which somebody wrote
-    changes: tuple[Change, ...]
+    changes: tuple[Change, ...]  #: who came, executed, went
+    calls: dict[str, int]  #: that changed mappings: name -> how many
+    untold: int  #: changes that found no room
     warnings: tuple[str, ...]
 
     def rate(self, count: int) -> float:
@@ -61,6 +64,8 @@ class Look:
                 "functions": [{**_plain(one), "per_s": round(self.rate(one.pages), 1)} for one in self.functions],
             },
             "changes": [_change(one) for one in self.changes],
+            "mapping_calls": self.calls,
+            "changes_lost": self.untold,
             "warnings": list(self.warnings),
         }
 
@@ -89,6 +94,10 @@ def _plain(one: MappingWrites | FunctionWrites) -> dict[str, Any]:
     return {name: getattr(one, name) for name in one.__slots__}
 
 
+def mapping_calls(changes: Iterable[Change]) -> dict[str, int]:
+    return dict(Counter(names.name(one.value) for one in changes if one.kind == Kind.MAPPING))
+
+
 def _change(one: Change) -> dict[str, Any]:
     told: dict[str, Any] = {"kind": one.kind.name.lower(), "pid": one.pid, "tid": one.tid}
     if one.kind in (Kind.FORK, Kind.THREAD):
@@ -107,7 +116,7 @@ def trace(pid: int, every_s: float, for_s: float | None, *, rearm: bool = False)
     with Telemetry(ref, calls=True) as telemetry:
         try:
             protection.again()
-            telemetry.begin()
+            telemetry.written()
             yield from _looks(ref, telemetry, protection, every_s, for_s)
         finally:
             with held():
@@ -125,7 +134,8 @@ def _looks(ref: PidRef, telemetry: Telemetry, protection: Protection, every_s: f
         lives = _wait(ref, telemetry, due if end is None else min(due, end))
         threads = telemetry.calls()
         now = time.monotonic_ns()
-        written = telemetry.begin()
+        written = telemetry.written()
+        changes, untold = telemetry.changes()
         maps = layouts(written.first)  # before anything else: mappings go
         scanned = protection.again() if lives else None
         counts = {one.tid: one.count for one in threads}
@@ -142,7 +152,9 @@ def _looks(ref: PidRef, telemetry: Telemetry, protection: Protection, every_s: f
             mappings=tuple(by_mapping(written.first, maps)),
             functions=tuple(by_function(written.first, maps, symbols)),
             pages=len(written.first),
-            changes=tuple(telemetry.changes()),
+            changes=tuple(one for one in changes if one.kind != Kind.MAPPING),
+            calls=mapping_calls(changes),
+            untold=untold,
             warnings=protection.warnings,
         )
         last, before = now, counts

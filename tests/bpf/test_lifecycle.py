@@ -47,7 +47,7 @@ def until(what: Callable[[], bool]) -> None:
 def test_forks_threads_execs_ends_and_mappings() -> None:
     stranger = subprocess.Popen(["sh", "-c", "while :; do /bin/true; done"])
     try:
-        with bpf.Filter(mappings=True) as tree:
+        with bpf.Filter() as tree, bpf.Syscalls(tree):
             victim = subprocess.Popen([sys.executable, "-c", FAMILY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             assert victim.stdin is not None
             assert victim.stdout is not None
@@ -96,7 +96,7 @@ def test_killed_and_never_taken_for_somebody_else() -> None:
 
 def test_more_changes_than_there_is_room_for_are_counted() -> None:
     """A ring of 1 MiB holds 18,724 of 48 + 8 bytes."""
-    with bpf.Filter(mappings=True) as tree:
+    with bpf.Filter() as tree, bpf.Syscalls(tree):
         script = "import mmap\nfor _ in range(12000): mmap.mmap(-1, 4096).close()"
         victim = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.readline()\n" + script], stdin=subprocess.PIPE)
         tree.add([victim.pid])
@@ -109,6 +109,26 @@ def test_more_changes_than_there_is_room_for_are_counted() -> None:
 def test_leaving_takes_everything_away() -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
-        with bpf.Filter(mappings=True):
+        with bpf.Filter() as tree, bpf.Syscalls(tree), bpf.Writes(tree):
             pass
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_who_has_its_parents_memory_writes_into_it() -> None:
+    """posix_spawn: the child runs on its parent's memory until it executes. What it writes there is told as its parent's page."""
+    script = "import os, sys\nsys.stdin.readline()\nfor _ in range(20): os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)"
+    with bpf.Filter() as tree, bpf.Writes(tree) as writes:
+        victim = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, text=True)
+        tree.add([victim.pid])
+        victim.communicate("go\n", timeout=20)
+        changes, events = tree.take(), writes.take()
+    executed = {change.pid: change.ns for change in changes if change.kind == Kind.EXEC and change.pid != victim.pid}
+    born = {change.pid: change.ns for change in changes if change.kind == Kind.FORK}
+    assert len(executed) == len(born) == 20
+    own = [event for event in events if event.tid in executed]
+    assert {event.pid for event in own if event.ns > executed[event.tid]} == set(executed), "a memory of its own"
+    lent = [event for event in own if event.ns < executed[event.tid]]
+    assert lent, "its stack lies in its parent's memory"
+    assert victim.pid in {event.pid for event in lent}
+    assert {event.pid for event in lent} <= {victim.pid, *executed}, "the kernel fills the new one before it tells of it"
+    assert all(event.pid == victim.pid or event.place & 1 for event in lent)

@@ -108,7 +108,7 @@ def test_compiled_without_kernel_headers_and_then_loaded_without_bcc(tmp_path: P
     monkeypatch.setenv("CKPT_CACHE_DIR", str(tmp_path))
     assert not images.compiled(NAME)
     made = images.image(NAME)
-    assert {spec.name for spec in made.maps} == {"tree", "changes", "lost"}
+    assert {spec.name for spec in made.maps} == {"tree", "changes", "untold"}
     assert images.compiled(NAME)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # bcc has gone
     took = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -13,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.harness import Ckpt, Victim
+from tests.harness import Ckpt, Outcome, Victim
+from tests.harness.ckpt import COMMAND
 from tests.harness.victim import children
 
 pytestmark = pytest.mark.usefixtures("usable")
@@ -181,6 +183,8 @@ sys.stdin.readline()
     born = [one["pid"] for one in changes if one["kind"] == "fork"]
     assert len(born) == 3
     assert {(one["pid"], os.waitstatus_to_exitcode(one["status"])) for one in changes if one["kind"] == "end"} >= {(pid, 5) for pid in born}
+    assert sum(look["mapping_calls"].get("mmap", 0) for look in found) >= 3, "each has taken a megabyte"
+    assert {look["changes_lost"] for look in found} == {0}
     assert {thread["pid"] for look in found for thread in look["threads"]} >= set(born)
     assert {one["pid"] for look in found for one in look["writes"]["mappings"]} >= set(born)
 
@@ -228,6 +232,20 @@ def until(what: Callable[[], bool]) -> None:
     while not what():
         assert time.monotonic() < end, "it did not come"
         time.sleep(0.02)
+
+
+def test_without_the_right_to_load_programs(ckpt: Ckpt, victim: Start) -> None:
+    """Root without CAP_SYS_ADMIN, CAP_PERFMON and CAP_BPF: as in many a container."""
+    target = victim("counter")
+    if shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv (util-linux)")
+    limited = ["setpriv", "--bounding-set", "-sys_admin,-perfmon,-bpf", *COMMAND]
+    done = subprocess.run([*limited, "trace", str(target.pid)], env=ckpt.environment, capture_output=True, text=True, check=False)
+    Outcome(done.returncode, done.stdout, done.stderr).refused(4, "no right to load BPF programs", "CAP_BPF")
+    done = subprocess.run([*limited, "doctor", "--json"], env=ckpt.environment, capture_output=True, text=True, check=False)
+    (found,) = [one for one in json.loads(done.stdout)["findings"] if one["name"] == "eBPF (BCC)"]
+    assert (found["works"], found["remedy"]) == (False, "run as root, or with CAP_BPF and CAP_PERFMON")
+    target.verify()
 
 
 def test_what_is_refused(ckpt: Ckpt, victim: Start, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import replace
 
-from ckpt.history.rows import evidence_rows, mapping_name, permissions, plain_rows
+from ckpt.history.rows import mapping_name, permissions, plain_rows, write_rows, writer_rows
 from ckpt.history.runs import PageSet, pack
 from ckpt.model import PAGE, Backing, Evidence, Mapping, PageWrite, SharedObject, Writer
 from tests.unit import samples
@@ -38,7 +38,7 @@ def test_a_shared_object_is_counted_by_offset() -> None:
 
 
 def test_who_wrote_stands_by_space_and_page() -> None:
-    """A heap page that two processes of one memory wrote: the first. A shared object by its offset. What is not mapped any more: not."""
+    """A heap page that two processes of one memory wrote. A shared object by its offset. What is not mapped any more: not."""
     window = Mapping(0x7000_0000, 0x7000_2000, 3, 1, Backing("object", "/memfd:x", 5, 99, offset=0x1000))
     one, two = samples.task(10, mm=0), samples.task(20, mm=0)
     snapshot = samples.snapshot(replace(one, mappings=(window, *one.mappings)), two)
@@ -50,20 +50,21 @@ def test_who_wrote_stands_by_space_and_page() -> None:
     )
     heap = samples.HEAP.start
     writes = (
-        PageWrite(10, heap + PAGE, 900, 11, 0),
         PageWrite(20, heap + PAGE, 500, 21, 1),
+        PageWrite(10, heap + PAGE, 900, 11, 0),
         PageWrite(10, window.start + PAGE, 700, 12, 0),
         PageWrite(10, 0x10_0000, 100, 11, 2),
         PageWrite(99, heap, 100, 99, 2),
     )
-    rows = evidence_rows(snapshot, Evidence(writers, writes))
-    assert [tuple(row.values()) for row in rows["page_writes"]] == [
+    assert list(write_rows(snapshot, Evidence(writers, writes))) == [
         (0, heap // PAGE + 1, 500, 20, 21, 1),
+        (0, heap // PAGE + 1, 900, 10, 11, 0),
         (1_000_000, 2, 700, 10, 12, 0),
     ]
-    assert [(row["writer"], row["symbol"], row["offset"], row["call"]) for row in rows["writers"]] == [
+    assert [(row["writer"], row["symbol"], row["offset"], row["call"]) for row in writer_rows(Evidence(writers))] == [
         (0, "late", 4, None),
         (1, None, 0x2000, "read"),
+        (2, "gone", 0, None),
     ]
 
 

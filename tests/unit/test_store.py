@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from store import Store, StoreError
+from store import Rows, Store, StoreError
 from store.layouts import RUN
+from store.writer import insert_rows
 from tests.unit.stores import PAGE, ZERO, commit, contents, data_runs, flip, generation, layout, page, written
 
 
@@ -292,6 +293,20 @@ def test_writes_without_a_writer_are_dropped_by_the_repair(store: Store, path: P
     assert [(problem.invariant, problem.repaired) for problem in store.fsck(repair=True)] == [(12, True)]
     assert (store.rows("page_writes", second), store.fsck(full=True)) == ([], [])
     assert contents(store, second)[3] == page(11)
+
+
+def test_the_first_of_several_writes_of_a_page_stays(store: Store) -> None:
+    columns = ("space", "page", "written_ns", "pid", "tid", "writer")
+    writers = [{"writer": number, "ip": 1, "file": "f", "symbol": name, "offset": 0, "call": None} for number, name in enumerate("ab")]
+    values = iter([(0, 1, 10, 7, 7, 1), (0, 2, 11, 7, 7, 0), (0, 1, 12, 7, 7, 0)])
+    with store.begin(None) as writer:
+        writer.add(0, *data_runs({1: page(1)}))
+        writer.finish(0, layout([], [1]))
+        number = writer.publish(generation(), {"writers": writers, "page_writes": Rows(columns, values)})
+        assert writer.inserted == {"writers": 2, "page_writes": 2}
+    assert [(row["page"], row["written_ns"], row["writer"]) for row in store.rows("page_writes", number)] == [(1, 10, 1), (2, 11, 0)]
+    with pytest.raises(sqlite3.IntegrityError), store.begin(None) as writer:
+        insert_rows(writer._connection, "writers", number, writers)
 
 
 def test_writes_are_handed_down_by_a_generation_that_goes(store: Store) -> None:
