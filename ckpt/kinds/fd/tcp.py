@@ -157,7 +157,8 @@ class Tcp:
         """A listener or a socket without a connection; a connection raises Moved."""
         state = wanted.state
         if state["state"] not in ("LISTEN", "CLOSE"):
-            raise Moved(f"connection {state['local']} to {state['peer']}: is gone")
+            why = f"{state['underway']} bytes had found no room at the other end" if state.get("underway") else "is gone"
+            raise Moved(f"connection {state['local']} to {state['peer']}: {why}")
         calls = [call(nr("socket"), state["domain"], socket.SOCK_STREAM, IPPROTO_TCP, note=f"socket for {state['local'] or 'tcp'}")]
         calls += set_options(result(0), {}, state["options"])
         bound = bytes.fromhex(state["bound"])
@@ -205,7 +206,8 @@ class Tcp:
 
     def with_others(self, files: Sequence[OpenFile]) -> Sequence[OpenFile]:
         """A connection whose other end is in the tree learns what lies unread there (`away`, hex). Only where each end has got all
-        that the other has written: nothing is under way or waits for room. One that waits to be accepted learns so (`waits`)."""
+        that the other has written: else one learns how much is under way, or waits for room (`underway`). One that waits to be accepted
+        learns so (`waits`)."""
         ends = _ends(files)
         queues = {listener.id: _waiting(listener, files) for listener in files if "pending" in listener.state}
         waiting = {client.id for clients in queues.values() for client in clients}
@@ -216,8 +218,11 @@ class Tcp:
             if queues.get(file.id):
                 return replace(file, state={**file.state, "waiting": sorted(client.state["ino"] for client in queues[file.id])})
             twin = ends.get((file.state["far"], file.state["bound"])) if "unread" in file.state else None
-            if twin is None or _got(file.state) != twin.state["written"] or _got(twin.state) != file.state["written"]:
+            if twin is None:
                 return file
+            underway = file.state["written"] - _got(twin.state)
+            if underway or _got(file.state) != twin.state["written"]:
+                return replace(file, state={**file.state, "underway": underway}) if underway > 0 else file
             return replace(file, state={**file.state, "away": twin.state["unread"]})
 
         return [one(file) for file in files]
