@@ -96,10 +96,9 @@ def verify(request: Request, progress: Callable[[str], None] = lambda _text: Non
         around = Surroundings(redirected.wanted, streams.numbers, trial=True)
         clock.lap("opened")
         spaces = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWNET
-        newborns = Newborns(around.wanted, Place.APART, streams.numbers, namespaces=spaces)
         source = history.pages(generation.number)
         reading = stack.enter_context(Pages(source, around.wanted))
-        born = stack.enter_context(newborns)
+        born = stack.enter_context(Newborns(around.wanted, Place.APART, streams.numbers, namespaces=spaces))
         begin = time.monotonic_ns()
         rebirth = Rebirth(around.wanted, born, "reset", clock, scratch=True)
         now, again, made = rebirth.planned()
