@@ -99,6 +99,23 @@ def test_user_writes_are_what_the_scan_says(watched: Watched) -> None:
     watched.victim.verify()
 
 
+def test_protected_while_it_runs(watched: Watched) -> None:
+    """Nobody is stopped and nothing is copied, and yet: what it counts is what was written, and what is written next tells of itself."""
+    where = areas(watched.victim)
+    for number in range(1, 20):
+        watched.victim.ask(f"round {number * 7919}")
+        before = watched.scan(protect=False)
+        counted = watched.tree.protect(watched.track)
+        assert len(before) <= counted <= len(before) + 8, "its stacks move a little meanwhile"
+        watched.writes.take()
+        watched.victim.ask(f"round {number * 104729}")
+        scanned, events = watched.written()
+        for name, area in where.items():
+            assert pages([event for event in events if area.of(event.place)]) == {page for page in scanned if area.of(page)}, name
+        assert any(where["huge"].of(page) for page in scanned)
+    watched.victim.verify()
+
+
 def test_the_instruction_and_the_time(watched: Watched) -> None:
     """Each mapping is written by one function; the kernel wrote for a read()."""
     functions = symbols(Path(f"/proc/{watched.victim.pid}/exe").resolve())

@@ -75,6 +75,21 @@ def test_who_writes_what(ckpt: Ckpt, victim: Start) -> None:
     assert ckpt.exact(target.pid)["kind"] == "incremental"
 
 
+NOTICE = ("churn", "clan", "sharing", "shared", "mappings", "registers", "signals", "sockets", "sleeper", "epoll", "family", "redis")
+
+
+@pytest.mark.parametrize("name", NOTICE)
+def test_nobody_notices(ckpt: Ckpt, victim: Start, name: str) -> None:
+    target = victim(name)
+    found = looks(ckpt, target.pid, "--every", "100ms", "--for", "1s")
+    assert len(found) >= 5
+    assert found[-1]["threads"]
+    target.verify()
+    made = ckpt.exact(target.pid)
+    assert made["kind"] == "full"
+    target.verify()
+
+
 def test_threads_that_wait(ckpt: Ckpt, victim: Start) -> None:
     """Calls that began before ckpt came: known, but not for how long. Nothing of eleven kinds of waits ends by being looked at."""
     target = victim("waits")
