@@ -20,7 +20,15 @@ SOURCES = Path(__file__).resolve().parent / "src"
 _COMPILER = Path(__file__).resolve().parent / "compiler.py"
 #: Members that the programs read; each becomes a -D: "pt_regs.ip" is AT_PT_REGS_IP.
 MEMBERS = (
-    *("task_struct.pid", "task_struct.tgid", "task_struct.exit_code", "task_struct.signal", "task_struct.mm", "signal_struct.live"),
+    *(
+        "task_struct.pid",
+        "task_struct.tgid",
+        "task_struct.exit_code",
+        "task_struct.signal",
+        "task_struct.mm",
+        "task_struct.ptrace",
+        "signal_struct.live",
+    ),
     *(f"pt_regs.{name}" for name in ("r10", "r9", "r8", "dx", "si", "di", "orig_ax", "ip")),
 )
 

@@ -4,9 +4,11 @@
  *    changes and lies last, `done` after everything and lies first. Equal, nothing changed while it was copied.
  * 2. A call that was interrupted and goes on (a signal, a freeze) is one call: it exits with a restart code and is entered again, by its own
  *    number or as restart_syscall. It keeps its number, its arguments and the time at which it began.
- * 3. A mapping's change is told at the call's exit, with its arguments and its result; one that failed is not told. */
+ * 3. What a thread calls while it is traced, its tracer has put into it (a snapshot asks its questions so): such calls are left out, and the
+ *    call that was interrupted for them goes on afterwards. So of a program under a debugger nothing is told; /proc must do there.
+ * 4. A mapping's change is told at the call's exit, with its arguments and its result; one that failed is not told. */
 enum { NR_MMAP = 9, NR_MUNMAP = 11, NR_BRK = 12, NR_MREMAP = 25 };
-enum { NR_RESTART_SYSCALL = 219, ERESTARTSYS = 512, ERESTARTNOINTR = 513, ERESTARTNOHAND = 514, ERESTART_RESTARTBLOCK = 516 };
+enum { NR_RESTART_SYSCALL = 219, EINTR = 4, ERESTARTSYS = 512, ERESTARTNOINTR = 513, ERESTARTNOHAND = 514, ERESTART_RESTARTBLOCK = 516 };
 
 struct call {
     u64 done;
@@ -17,7 +19,8 @@ struct call {
     s64 last_result;
     u64 last_exit_ns;
     u64 count;       /* calls that have ended */
-    u32 tgid, pad;
+    u32 tgid;
+    u32 goes_on;     /* the last one was interrupted, and is entered again */
     u64 begun;
 };
 BPF_HASH(calls, u32, struct call, 16384);
@@ -39,8 +42,11 @@ INLINE struct call *mine(u64 id) {
     return calls.lookup(&tid);
 }
 
+INLINE bool traced(void) { return FIELD(u32, bpf_get_current_task(), AT_TASK_STRUCT_PTRACE) != 0; }
+
+/* A call that the kernel does not restart by itself (epoll_wait) shows EINTR; a tracer that stopped it has it restarted (ckpt/syscalls/table.py). */
 INLINE bool goes_on(s64 result) {
-    return result == -ERESTARTSYS || result == -ERESTARTNOINTR || result == -ERESTARTNOHAND || result == -ERESTART_RESTARTBLOCK;
+    return (result == -EINTR && traced()) || result == -ERESTARTSYS || result == -ERESTARTNOINTR || result == -ERESTARTNOHAND || result == -ERESTART_RESTARTBLOCK;
 }
 
 /* The compiler must not move what stands between them across. */
@@ -49,7 +55,7 @@ INLINE bool goes_on(s64 result) {
 
 int entered(struct bpf_raw_tracepoint_args *ctx) {
     u64 id = bpf_get_current_pid_tgid();
-    if (!of_tree(id))
+    if (!of_tree(id) || traced())
         return 0;
     struct call *call = mine(id);
     if (!call)
@@ -57,8 +63,9 @@ int entered(struct bpf_raw_tracepoint_args *ctx) {
     s64 nr = ctx->args[1];
     struct saved saved = {};
     bpf_probe_read_kernel(&saved, sizeof saved, (const char *)ctx->args[0] + AT_PT_REGS_R10);
-    bool again = goes_on(call->last_result) && call->last_nr >= 0 && (nr == call->last_nr || nr == NR_RESTART_SYSCALL);
+    bool again = call->goes_on && (nr == call->last_nr || nr == NR_RESTART_SYSCALL);
     BEGIN(call);
+    call->goes_on = 0;
     if (again) {
         call->nr = call->last_nr;
     } else {
@@ -90,6 +97,9 @@ int exited(struct bpf_raw_tracepoint_args *ctx) {
     if (!call)
         return 0;
     s64 result = ctx->args[1];
+    bool on = goes_on(result);
+    if (call->nr < 0 && !on && traced())
+        return 0;
     BEGIN(call);
     if (call->nr < 0) { /* it was in the call before we looked */
         struct saved saved = {};
@@ -103,7 +113,8 @@ int exited(struct bpf_raw_tracepoint_args *ctx) {
     call->last_nr = call->nr;
     call->last_result = result;
     call->last_exit_ns = bpf_ktime_get_ns();
-    call->count += !goes_on(result);
+    call->count += !on;
+    call->goes_on = on;
     call->nr = -1;
     DONE(call);
     return 0;

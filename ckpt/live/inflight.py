@@ -2,6 +2,8 @@
 
 /proc is read first. If the program has still seen nothing of a thread after that, the thread has neither entered nor left a call
 since the program was attached, so what /proc said is a call that began before.
+
+Of a process that is traced by a debugger the program sees nothing (bpf/src/syscalls.bpf.c, 3), and /proc says what its threads are in now.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bpf import Call, Syscalls
-from ckpt.procfs import parse_syscall
+from ckpt.procfs import parse_status, parse_syscall
 
 USER = -1  #: the number of no call: in user space
 
@@ -45,8 +47,9 @@ class Observer:
     def look(self, pids: Iterable[int]) -> list[InFlight]:
         """In order of pid and tid. Who ends meanwhile is left out."""
         threads = {tid: pid for pid in sorted(pids) for tid in _threads(pid)}
-        before = {tid: _blocked(pid, tid) for tid, pid in threads.items() if tid not in self._known}
-        calls = self.syscalls.calls()
+        traced = {pid for pid in set(threads.values()) if _tracer(pid)}
+        before = {tid: _blocked(pid, tid) for tid, pid in threads.items() if tid not in self._known or pid in traced}
+        calls = {tid: call for tid, call in self.syscalls.calls().items() if threads.get(tid) not in traced}
         self.syscalls.forget(calls.keys() - threads.keys())
         self._known = calls.keys() & threads.keys()
         found = []
@@ -62,6 +65,13 @@ def _threads(pid: int) -> list[int]:
         return sorted(map(int, os.listdir(f"/proc/{pid}/task")))
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+def _tracer(pid: int) -> int:
+    try:
+        return parse_status(Path(f"/proc/{pid}/status").read_bytes()).tracer_pid
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def _blocked(pid: int, tid: int) -> tuple[int | None, tuple[int, ...]]:

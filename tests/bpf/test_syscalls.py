@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import subprocess
 import sys
 import time
@@ -163,3 +165,33 @@ def test_threads_that_have_ended_are_forgotten() -> None:
             assert len(observer.look([process.pid])) <= 2
             assert len(syscalls.calls()) < 200
         assert syscalls.lost() == 0
+
+
+def test_under_a_debugger_proc_tells() -> None:
+    """A traced thread's calls are its tracer's business: what it is in is known, since when is not."""
+    script = "import os, time\nwhile True: time.sleep(0.05)"
+    with bpf.Filter() as tree, bpf.Syscalls(tree) as syscalls, victim(script) as process:
+        tree.add([process.pid])
+        observer = Observer(syscalls)
+        settled(process, observer, "clock_nanosleep")
+        _ptrace(PTRACE_SEIZE, process.pid)
+        try:
+            time.sleep(0.2)
+            (one,) = settled(process, observer, "clock_nanosleep")
+            assert (one.since_ns, one.count) == (None, 0)
+        finally:
+            _ptrace(PTRACE_INTERRUPT, process.pid)
+            os.waitpid(process.pid, 0x40000000)
+            _ptrace(PTRACE_DETACH, process.pid)
+        time.sleep(0.2)
+        (one,) = settled(process, observer, "clock_nanosleep")
+        assert one.since_ns is not None
+
+
+PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_DETACH = 0x4206, 0x4207, 17
+
+
+def _ptrace(request: int, pid: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+    assert libc.ptrace(request, pid, None, None) == 0, os.strerror(ctypes.get_errno())

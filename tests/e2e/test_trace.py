@@ -165,6 +165,23 @@ def test_snapshots_beside_it(ckpt: Ckpt, victim: Start) -> None:
     ckpt.sound()
 
 
+def test_snapshots_do_not_begin_a_call_anew(ckpt: Ckpt, victim: Start) -> None:
+    """Snapshots interrupt every call and put questions into every thread: what is told of the threads stays what it was."""
+    target = victim("waits")
+    ckpt.snapshot(target.pid)
+    process, first = started(ckpt, target.pid)
+    for _ in range(3):
+        ckpt.snapshot(target.pid)
+        time.sleep(0.25)
+    process.send_signal(signal.SIGINT)
+    last = json.loads(ckpt.finish(process).out.splitlines()[-1])
+    told = [(one["tid"], one["call"], one["args"], one["for_ns"]) for one in first["threads"]]
+    assert [(one["tid"], one["call"], one["args"], one["for_ns"]) for one in last["threads"]] == told
+    assert {one["for_ns"] for one in last["threads"]} == {None}, "all of them began before"
+    assert last["mapping_calls"] == {}, "a snapshot's own are not the program's"
+    target.verify()
+
+
 def test_a_family_is_followed(ckpt: Ckpt) -> None:
     """Children that come while it looks: seen coming, writing, going."""
     script = """
