@@ -17,7 +17,7 @@ from ckpt.compare.snapshots import Difference, Field, compare
 from ckpt.kinds.fd.epoll import fired
 from ckpt.kinds.fd.multicast import in_own_network, same_groups
 from ckpt.kinds.fd.sigio import members as owners
-from ckpt.model import Mapping, Snapshot, Task
+from ckpt.model import Mapping, Snapshot, State, Task
 
 SI_TIMER = -2
 SIGALRM, SI_KERNEL = 14, 0x80
@@ -176,7 +176,8 @@ def unfaithful(wanted: Snapshot, found: Snapshot, elapsed_ns: int) -> list[Diffe
     found = replace(found, tasks=tuple(_as_unknown(task, wanted) for task in found.tasks))
     left = []
     # Shared objects are compared by their pages and their sizes, where they are reached (ops/verify_pages.py).
-    for difference in compare(_plain(wanted), _plain(found)):
+    before = _plain(wanted)
+    for difference in compare(before, _unexpired(before, _plain(found), elapsed_ns)):
         if difference.change == "changed":
             fields = tuple(field for field in difference.fields if not _may(difference, field, context))
             if not fields:
@@ -191,6 +192,23 @@ def _plain(snapshot: Snapshot) -> Snapshot:
     plain = canonical(snapshot)
     files = (replace(file, state={**file.state, "remaining": 0}) if file.state.get("expires") else file for file in plain.files)
     return replace(plain, objects=(), files=tuple(files))
+
+
+def _unexpired(wanted: Snapshot, found: Snapshot, elapsed_ns: int) -> Snapshot:
+    """Timerfds that have expired since they were set, as they were before: so often only as the time that passed allows."""
+    then = {file.id: file.state for file in wanted.files if file.kind == "timerfd"}
+    files = (replace(file, state=_set_back(then[file.id], file.state, elapsed_ns)) if file.id in then else file for file in found.files)
+    return replace(found, files=tuple(files))
+
+
+def _set_back(then: State, now: State, elapsed_ns: int) -> State:
+    times, interval = now.get("ticks", 0) - then["ticks"], then["interval"]
+    if times < 1 or times > (1 + elapsed_ns // interval if interval else 1):
+        return now
+    if interval:
+        passed = times * interval
+        return {**now, **{key: now[key] - passed for key in ("remaining", "expires") if now[key]}, "ticks": then["ticks"]}
+    return {**now, "expires": then["expires"], "ticks": then["ticks"]} if then["expires"] or 0 < then["remaining"] <= elapsed_ns else now
 
 
 def _as_unknown(task: Task, wanted: Snapshot) -> Task:

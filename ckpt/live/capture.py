@@ -185,9 +185,14 @@ class Parser:
 
     def _attributes(self, process: RawProcess) -> dict[str, State]:
         extra: dict[str, bytes] = {}
-        process.files.update(_links(process))
+        process.files.update(_links(process) or self._links_of_kin(process))
         raw = (process.pid, process.pid, process.files, process.answers, process.limits, extra)
         return {kind.name: kind.parse(self._raw_task(kind, *raw)) for kind in self.table.task_kinds if not kind.per_thread}
+
+    def _links_of_kin(self, process: RawProcess) -> dict[str, bytes]:
+        """A fork that has ended since it was thawed has what its kin have: who shares its auxiliary vector runs the same image."""
+        kin = (one for one in self.raw.processes.values() if one is not process and one.files["auxv"] == process.files["auxv"])
+        return next((found for one in kin if (found := _links(one))), {})
 
     def _raw_task(
         self,
@@ -290,6 +295,8 @@ def _with_identity(pid: int, mapping: Mapping) -> Mapping:
     if backing.kind != "file" or backing.deleted:
         return mapping
     size, mtime = _file_identity(f"/proc/{pid}/root{backing.path}", backing.ino)
+    if size < 0:  # it may have ended since; the inode tells whether ours is the same file
+        size, mtime = _file_identity(backing.path, backing.ino)
     return replace(mapping, backing=replace(backing, size=size, mtime_ns=mtime)) if size >= 0 else mapping
 
 

@@ -35,7 +35,7 @@ def test_every_workload_comes_back_as_it_was(name: str, ckpt: Ckpt, victim: Star
     assert done.code == 0
     assert verdict["pages"] > 0
     target.verify()
-    names = {Path(f"/proc/{pid}/comm").read_text().strip() for pid in _living() - before if _named(pid)}
+    names = {_name(pid) for pid in _living() - before}
     assert "ckpt-init" not in names
     ckpt.sound()
 
@@ -44,8 +44,11 @@ def _living() -> set[int]:
     return {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
 
 
-def _named(pid: int) -> bool:
-    return Path(f"/proc/{pid}/comm").exists()
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:  # it has ended
+        return ""
 
 
 # ---- each field in turn ----
