@@ -9,7 +9,8 @@ that is one EINTR for the program, and in the middle of a rollback it leaves the
 Invariants
  1. A signal that ends a command (SIGINT, SIGTERM, SIGHUP) is an exception in the worker: it comes between two steps of Python, never
     inside a call of the core, and sections that must not be left in the middle hold it back (ckpt/ops/interrupts.py).
- 2. The front's death is a SIGHUP for the worker: the other end of a pipe is closed (F_SETSIG), which needs no library, unlike prctl.
+ 2. The front's death is a SIGIO for the worker: the other end of a pipe is closed, which needs no library, unlike prctl. Not SIGHUP, which
+    nohup has ignored.
  3. What the terminal sends, it sends to both (si_code SI_KERNEL): the front passes on what was meant for it alone.
 """
 
@@ -23,13 +24,12 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
-from ckpt.ops.interrupts import ENDING, Ended
+from ckpt.ops.interrupts import Ended
 
 #: Commands that stop a program, be it to finish what another ckpt began.
 TRACING = frozenset({"check", "restore", "rollback", "snapshot", "trace", "verify"})
-_PASSED_ON = frozenset({*ENDING, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2})
+_PASSED_ON = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2})
 _SI_KERNEL = 0x80
-_F_SETSIG = 10
 _ALIVE: list[int] = []  #: in the worker: the end of the pipe that tells of the front's death
 
 
@@ -55,14 +55,14 @@ def _ended(number: int, _frame: FrameType | None) -> None:
 
 
 def _end_with(alive: int) -> None:
-    """SIGHUP for us when nobody holds the other end any more."""
+    """SIGIO for us when nobody holds the other end any more."""
+    signal.signal(signal.SIGIO, _ended)
     fcntl.fcntl(alive, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(alive, _F_SETSIG, signal.SIGHUP)
     fcntl.fcntl(alive, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
     _ALIVE.append(alive)
     with suppress(BlockingIOError):  # it may have died before
         os.read(alive, 1)
-        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGIO)
 
 
 def part() -> None:

@@ -6,11 +6,11 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGIO)  #: SIGIO: ckpt/cli/front.py
 
 
 class Ended(KeyboardInterrupt):
-    """SIGTERM or SIGHUP: like ^C, with an exit code of its own."""
+    """SIGTERM, SIGHUP, or the front's death: like ^C, with an exit code of its own."""
 
     def __init__(self, number: int) -> None:
         super().__init__()

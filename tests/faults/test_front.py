@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -130,9 +130,10 @@ def test_it_ends_as_its_worker_ends(ckpt: Ckpt, victim: Start, tmp_path: Path) -
     target.verify()
 
 
-def test_a_periodic_one_ends_with_its_command(ckpt: Ckpt, victim: Start) -> None:
+@pytest.mark.parametrize("ignored", [(), (signal.SIGHUP, signal.SIGINT)], ids=["plain", "nohup"])
+def test_a_periodic_one_ends_with_its_command(ignored: Sequence[signal.Signals], ckpt: Ckpt, victim: Start) -> None:
     target = victim("registers")
-    front = ckpt.start("snapshot", target.pid, "--every", "10ms")
+    front = ckpt.start("snapshot", target.pid, "--every", "10ms", ignored=ignored)
     worker = worker_of(front)
     deadline = time.monotonic() + 20
     while ckpt.taken() < 3:

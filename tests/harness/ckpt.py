@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,19 @@ class Ckpt:
         """The same, with another store: records and locks of targets are shared."""
         return Ckpt(self.folder, store)
 
-    def start(self, *words: str | int | Path, faults: Faults | None = None, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    def start(
+        self,
+        *words: str | int | Path,
+        faults: Faults | None = None,
+        env: Mapping[str, str] | None = None,
+        ignored: Sequence[signal.Signals] = (),
+    ) -> subprocess.Popen[str]:
+        """`ignored`: signals, as nohup and a shell's background do; all others have their default, whoever runs the tests."""
+
+        def dispositions() -> None:
+            for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+
         return subprocess.Popen(
             [*COMMAND, *map(str, words)],
             env={**self.environment, **(faults.env() if faults else {}), **(env or {})},
@@ -82,6 +94,7 @@ class Ckpt:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=dispositions,
         )
 
     def finish(self, process: subprocess.Popen[str], timeout_s: float = 120.0) -> Outcome:
