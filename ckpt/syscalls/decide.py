@@ -7,8 +7,10 @@ gets: 3605 freezes against random handlers gave 0 spurious and 0 lost EINTR, whe
 Rules, in order (native/src/restart.c has the same; a test compares them row by row):
 
 1. Not returning from a SYSCALL instruction (orig_rax = -1, or rcx != rip: a handler's entry): KEEP.
-2. -512, -513, -514, -516: RESTART with the value shown.
-3. -4 of a call of the EINTR family: RESTART with -514. A finite timeout begins anew, so its end comes late: disturbed.
+2. -516 of a call that waits without a limit or until an instant: RESTART with -514, it begins anew under its own number. Other
+   -516, -512, -513, -514: RESTART with the value shown.
+3. -4 of a call of the EINTR family: RESTART with -514. A finite timeout begins anew: where its deadline is known it is LINGER, somebody
+   ends it then (native/src/keeper.c); else its end comes late: disturbed.
 4. A short count of a call that would have gone on: KEEP, disturbed, unless a handler is pending, which would have cut it too.
 5. Anything else: KEEP.
 """
@@ -17,12 +19,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ckpt.model import Action, RetvalDecision
 from ckpt.syscalls.names import name
 from ckpt.syscalls.table import (
     BY_NR,
     EINTR,
+    ERESTART_RESTARTBLOCK,
     ERESTARTNOHAND,
     IORING_ENTER_EXT_ARG,
     NO_ARG,
@@ -53,6 +57,8 @@ def _signed(value: int, bits: int) -> int:
 
 def finite(row: Row, args: Sequence[int]) -> bool:
     """Whether the call would give up by itself after a time that runs from its start."""
+    if row.absolute_arg != NO_ARG and args[row.absolute_arg] & row.absolute_bits:
+        return False
     match row.timeout:
         case Timeout.NONE | Timeout.TIMESPEC_ABS:
             return False
@@ -60,7 +66,7 @@ def finite(row: Row, args: Sequence[int]) -> bool:
             return _signed(args[row.timeout_arg], 32) >= 0
         case Timeout.TIMESPEC | Timeout.TIMEVAL:
             return args[row.timeout_arg] != 0
-        case Timeout.SOCKOPT:
+        case Timeout.RCVTIMEO | Timeout.SNDTIMEO:
             return True
         case Timeout.EXT_ARG:
             return bool(args[row.timeout_arg] & IORING_ENTER_EXT_ARG)
@@ -74,7 +80,17 @@ def short(row: Row, args: Sequence[int], count: int) -> bool:
     return row.wanted_arg == NO_ARG or count < args[row.wanted_arg]
 
 
-def decide(regs: Sequence[int], deliverable: bool) -> RetvalDecision:
+@dataclass(frozen=True, slots=True)
+class Waited:
+    """What is known of the end of a finite wait."""
+
+    remaining_ns: int | None  #: from the stop on; None: not known
+    source: str  #: how it is known, or why it is not
+    nr: int = 0  #: the call, where the kernel shows another number for it; 0: not known
+    fresh: bool = False  #: it had only just begun: its whole time is what remains
+
+
+def decide(regs: Sequence[int], deliverable: bool, waited: Waited | None = None) -> RetvalDecision:
     """`deliverable`: a signal that has a handler is pending and not blocked (procfs.Status.deliverable)."""
     nr, shown = _signed(regs[ORIG_RAX], 64), _signed(regs[RAX], 64)
     if nr < 0:
@@ -83,9 +99,9 @@ def decide(regs: Sequence[int], deliverable: bool) -> RetvalDecision:
         return RetvalDecision(Action.KEEP, shown, "not at the end of a call: a handler has been entered")
     row, args = BY_NR.get(nr), arguments(regs)
     if shown in RESTART_CODES:
-        return _restarted_by_kernel(nr, shown, row, args)
+        return _restarted_by_kernel(nr, shown, row, args, waited)
     if shown == EINTR and row is not None and row.eintr:
-        return _interrupted(nr, row, args)
+        return _interrupted(nr, row, args, waited)
     if shown == EINTR:
         return RetvalDecision(Action.KEEP, shown, f"{name(nr)} was interrupted by a signal of its own")
     if row is not None and short(row, args, shown):
@@ -97,15 +113,31 @@ def decide(regs: Sequence[int], deliverable: bool) -> RetvalDecision:
     return RetvalDecision(Action.KEEP, shown, f"{name(nr)} had its result")
 
 
-def _restarted_by_kernel(nr: int, shown: int, row: Row | None, args: Sequence[int]) -> RetvalDecision:
+def _ms(ns: int) -> str:
+    return f"{ns / 1e6:.1f} ms"
+
+
+def _restarted_by_kernel(nr: int, shown: int, row: Row | None, args: Sequence[int], waited: Waited | None) -> RetvalDecision:
+    if shown == ERESTART_RESTARTBLOCK and row is not None and row.block and not finite(row, args):
+        return RetvalDecision(Action.RESTART, ERESTARTNOHAND, f"{name(nr)} waits without a limit or until an instant: it restarts unseen")
+    if shown == ERESTART_RESTARTBLOCK and waited is not None:
+        nr = waited.nr or nr
+        left = "what remains is not known" if waited.remaining_ns is None else f"{_ms(waited.remaining_ns)} remain"
+        return RetvalDecision(Action.RESTART, shown, f"the kernel restarts {name(nr)} with its deadline; {left}: {waited.source}")
     if shown == ERESTARTNOHAND and row is not None and row.full and finite(row, args):
         reason = f"the kernel restarts {name(nr)} with its whole timeout: it may end late by the time already waited"
         return RetvalDecision(Action.RESTART, shown, reason, disturbed=True)
     return RetvalDecision(Action.RESTART, shown, f"the kernel restarts {name(nr)}")
 
 
-def _interrupted(nr: int, row: Row, args: Sequence[int]) -> RetvalDecision:
+def _interrupted(nr: int, row: Row, args: Sequence[int], waited: Waited | None) -> RetvalDecision:
+    if finite(row, args) and row.expired is not None and waited is not None and waited.remaining_ns is not None:
+        reason = f"{name(nr)} restarts, and is ended at its deadline, {_ms(waited.remaining_ns)} after the stop: {waited.source}"
+        return RetvalDecision(Action.LINGER, ERESTARTNOHAND, reason)
+    if finite(row, args) and waited is not None and waited.fresh:
+        return RetvalDecision(Action.RESTART, ERESTARTNOHAND, f"{name(nr)} had only just begun: it restarts with its whole timeout")
     if finite(row, args):
-        reason = f"{name(nr)} restarts with its whole timeout: it may end late by the time already waited"
+        why = f" ({waited.source})" if waited is not None else ""
+        reason = f"{name(nr)} restarts with its whole timeout: it may end late by the time already waited{why}"
         return RetvalDecision(Action.RESTART, ERESTARTNOHAND, reason, disturbed=True)
     return RetvalDecision(Action.RESTART, ERESTARTNOHAND, f"{name(nr)} waits without a limit: it restarts unseen")

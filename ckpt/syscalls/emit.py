@@ -9,25 +9,35 @@ from ckpt.syscalls.table import ROWS, Row, Timeout
 TARGET = Path(__file__).resolve().parents[2] / "native" / "src" / "restart_table.inc"
 
 _HEAD = "/* Made by `python -m ckpt.syscalls.emit` from ckpt/syscalls/table.py: do not edit. Sorted by nr; the fields: restart.h. */\n"
-#: native/src/restart.h, enum timeout_form: C only tells finite from infinite
+#: native/src/restart.h, enum timeout_form
 _FORMS = {
     Timeout.NONE: "TIMEOUT_NONE",
     Timeout.MS: "TIMEOUT_MS",
     Timeout.TIMESPEC: "TIMEOUT_TIMESPEC",
     Timeout.TIMESPEC_ABS: "TIMEOUT_NONE",  # an instant stays where it is, however often the call restarts
-    Timeout.TIMEVAL: "TIMEOUT_TIMESPEC",
-    Timeout.SOCKOPT: "TIMEOUT_SOCKET",
+    Timeout.TIMEVAL: "TIMEOUT_TIMEVAL",
+    Timeout.RCVTIMEO: "TIMEOUT_RECEIVE",
+    Timeout.SNDTIMEO: "TIMEOUT_SEND",
     Timeout.EXT_ARG: "TIMEOUT_EXT_ARG",
 }
 
 
 def _row(row: Row) -> str:
-    families = (("FAMILY_EINTR", row.eintr), ("FAMILY_PARTIAL", row.partial), ("FAMILY_FULL", row.full))
+    families = (
+        ("FAMILY_EINTR", row.eintr),
+        ("FAMILY_PARTIAL", row.partial),
+        ("FAMILY_FULL", row.full),
+        ("FAMILY_BLOCK", row.block),
+        ("FAMILY_EXPIRES", row.expired is not None),
+    )
     fields = {
         "nr": row.nr,
         "family": " | ".join(name for name, holds in families if holds),
         "timeout_arg": row.timeout_arg,
         "timeout_form": _FORMS[row.timeout],
+        "absolute_arg": row.absolute_arg,
+        "absolute_bits": hex(row.absolute_bits),
+        "expired": row.expired or 0,
         "wanted_arg": row.wanted_arg,
         "flags_arg": row.flags_arg,
         "flags_need": hex(row.flags_need),

@@ -6,6 +6,9 @@ the frozen window no Python runs; decide.py explains the same decisions afterwar
 
 1. A number has one row. Variants by an operation code (futex, fcntl) need none: they show -51x, which the kernel restarts.
 2. Everything a decision needs stands in registers: C reads no memory of the target to decide.
+3. A wait keeps its deadline in one of two ways. `block`: the kernel's restart block holds it; a live thread has it, for another one
+   the call is begun with what remains and interrupted at once (REBUILD; `shorten` says where its time stands). `expired`: nothing
+   holds it; the call begins anew, and at its deadline somebody gives it the result that its own timer would have given (LINGER).
 """
 
 from __future__ import annotations
@@ -22,11 +25,15 @@ ERESTART_RESTARTBLOCK = -516
 EINTR = -4
 RESTART_CODES = (ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK)
 
+EAGAIN, EINPROGRESS, ETIME = -11, -115, -62
+
 MSG_DONTWAIT = 0x40
 MSG_WAITALL = 0x100
 MSG_WAITFORONE = 0x10000
 IORING_ENTER_GETEVENTS = 1
-IORING_ENTER_EXT_ARG = 8
+IORING_ENTER_EXT_ARG, IORING_ENTER_ABS_TIMER = 8, 32
+FUTEX_CMD_MASK = 0x7F  #: of the operation, without FUTEX_PRIVATE_FLAG and FUTEX_CLOCK_REALTIME; 0 is FUTEX_WAIT
+TIMER_ABSTIME = 1
 NO_ARG = 7  #: "none" where an argument's position stands
 
 
@@ -38,8 +45,9 @@ class Timeout(IntEnum):
     TIMESPEC = 2  #: a pointer to a relative struct timespec; NULL: never
     TIMESPEC_ABS = 3  #: a pointer to an instant; NULL: never
     TIMEVAL = 4  #: a pointer to a relative struct timeval; NULL: never
-    SOCKOPT = 5  #: SO_RCVTIMEO or SO_SNDTIMEO; -4 is shown only where one is set
-    EXT_ARG = 6  #: io_uring_enter: in a struct, if the flags (timeout_arg) have IORING_ENTER_EXT_ARG
+    RCVTIMEO = 5  #: SO_RCVTIMEO of the socket that the first argument names, in jiffies; -4 is shown only where one is set
+    SNDTIMEO = 6  #: SO_SNDTIMEO, likewise
+    EXT_ARG = 7  #: io_uring_enter: in a struct, if the flags (timeout_arg) have IORING_ENTER_EXT_ARG
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,10 @@ class Row:
     shown: tuple[int, ...]  #: rax at the stop, of those that a freeze can cause
     timeout: Timeout = Timeout.NONE
     timeout_arg: int = NO_ARG
+    absolute_arg: int = NO_ARG  #: holds bits of which any says that the timeout is an instant
+    absolute_bits: int = 0
+    block: bool = False  #: shows -516: the kernel remembers its deadline
+    expired: int | None = None  #: its result when its time is over; None: more than a result belongs to that
     eintr: bool = False  #: shows -4 where the kernel would not restart it: rax = -514 lets it decide about signals
     full: bool = False  #: a restart by the kernel begins the whole timeout again
     partial: bool = False  #: a result above 0 may be a part of what was wanted, under the conditions that follow
@@ -63,7 +75,14 @@ class Row:
     @property
     def decides(self) -> bool:
         """Whether the C table needs the row."""
-        return self.eintr or self.full or self.partial
+        return self.eintr or self.full or self.partial or self.block
+
+    @property
+    def shorten(self) -> str:
+        """Where the time that it may last is to be changed: "register", "memory", or "" where it is not ours to change."""
+        if self.timeout is Timeout.MS:
+            return "register"
+        return "memory" if self.timeout in (Timeout.TIMESPEC, Timeout.TIMEVAL) else ""
 
 
 _SYS, _NOINTR, _NOHAND, _BLOCK = RESTART_CODES
@@ -72,53 +91,86 @@ _ALL, _NOWAIT = MSG_WAITALL, MSG_DONTWAIT
 
 ROWS: tuple[Row, ...] = (
     # sleeps and waits for signals
-    Row("nanosleep", (_BLOCK,), _T.TIMESPEC, 0),
-    Row("clock_nanosleep", (_BLOCK, _NOHAND), _T.TIMESPEC, 2),
+    Row("nanosleep", (_BLOCK,), _T.TIMESPEC, 0, block=True),
+    Row("clock_nanosleep", (_BLOCK, _NOHAND), _T.TIMESPEC, 2, 1, TIMER_ABSTIME, block=True),
     Row("pause", (_NOHAND,)),
     Row("rt_sigsuspend", (_NOHAND,)),
-    Row("rt_sigtimedwait", (EINTR,), _T.TIMESPEC, 2, eintr=True),
+    Row("rt_sigtimedwait", (EINTR,), _T.TIMESPEC, 2, expired=EAGAIN, eintr=True),
     # readiness
-    Row("poll", (_BLOCK,), _T.MS, 2),
+    Row("poll", (_BLOCK,), _T.MS, 2, block=True),
     Row("ppoll", (_NOHAND, EINTR), _T.TIMESPEC, 2, eintr=True),  # -4: the timespec cannot be written back
     Row("select", (_NOHAND, EINTR), _T.TIMEVAL, 4, eintr=True),
     Row("pselect6", (_NOHAND, EINTR), _T.TIMESPEC, 4, eintr=True),
-    Row("epoll_wait", (EINTR,), _T.MS, 3, eintr=True),
-    Row("epoll_pwait", (EINTR,), _T.MS, 3, eintr=True),
-    Row("epoll_pwait2", (EINTR,), _T.TIMESPEC, 3, eintr=True),
+    Row("epoll_wait", (EINTR,), _T.MS, 3, expired=0, eintr=True),
+    Row("epoll_pwait", (EINTR,), _T.MS, 3, expired=0, eintr=True),
+    Row("epoll_pwait2", (EINTR,), _T.TIMESPEC, 3, expired=0, eintr=True),
     # futexes: WAIT -512 or -516, LOCK_PI and WAIT_REQUEUE_PI -513
-    Row("futex", (_SYS, _NOINTR, _BLOCK), _T.TIMESPEC, 3),
+    Row("futex", (_SYS, _NOINTR, _BLOCK), _T.TIMESPEC, 3, 1, FUTEX_CMD_MASK, block=True),
     Row("futex_waitv", (_SYS,), _T.TIMESPEC_ABS, 3),
     Row("futex_wait", (_SYS,), _T.TIMESPEC_ABS, 4),
     # reads, and writes that may have done a part
-    Row("read", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
-    Row("readv", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
-    Row("write", (_SYS, EINTR), _T.SOCKOPT, eintr=True, partial=True, wanted_arg=2),
-    Row("writev", (_SYS, EINTR), _T.SOCKOPT, eintr=True),  # what it wanted stands in memory
-    Row("splice", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
+    Row("read", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True),
+    Row("readv", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True),
+    Row("write", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, wanted_arg=2),
+    Row("writev", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True),  # what it wanted stands in memory
+    Row("splice", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True),
     Row("tee", (_SYS,)),
     Row("vmsplice", (_SYS,)),
-    Row("sendfile", (_SYS, EINTR), _T.SOCKOPT, eintr=True, partial=True, wanted_arg=3),
+    Row("sendfile", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, wanted_arg=3),
     # sockets
-    Row("accept", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
-    Row("accept4", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
-    Row("connect", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
-    Row("recvfrom", (_SYS, EINTR), _T.SOCKOPT, eintr=True, partial=True, wanted_arg=2, flags_arg=3, flags_need=_ALL, flags_veto=_NOWAIT),
-    Row("recvmsg", (_SYS, EINTR), _T.SOCKOPT, eintr=True, partial=True, flags_arg=2, flags_need=_ALL, flags_veto=_NOWAIT),
-    Row("recvmmsg", (_SYS, EINTR), _T.SOCKOPT, eintr=True, partial=True, wanted_arg=2, flags_arg=3, flags_veto=_NOWAIT | MSG_WAITFORONE),
-    Row("sendto", (_SYS, EINTR), _T.SOCKOPT, eintr=True, partial=True, wanted_arg=2, flags_arg=3, flags_veto=_NOWAIT),
-    Row("sendmsg", (_SYS, EINTR), _T.SOCKOPT, eintr=True),
-    Row("sendmmsg", (_SYS, EINTR), _T.SOCKOPT, eintr=True, partial=True, wanted_arg=2, flags_arg=3, flags_veto=_NOWAIT),
+    Row("accept", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True),
+    Row("accept4", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True),
+    Row("connect", (_SYS, EINTR), _T.SNDTIMEO, expired=EINPROGRESS, eintr=True),
+    Row(
+        "recvfrom",
+        (_SYS, EINTR),
+        _T.RCVTIMEO,
+        expired=EAGAIN,
+        eintr=True,
+        partial=True,
+        wanted_arg=2,
+        flags_arg=3,
+        flags_need=_ALL,
+        flags_veto=_NOWAIT,
+    ),
+    Row("recvmsg", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True, partial=True, flags_arg=2, flags_need=_ALL, flags_veto=_NOWAIT),
+    Row(
+        "recvmmsg",
+        (_SYS, EINTR),
+        _T.RCVTIMEO,
+        expired=EAGAIN,
+        eintr=True,
+        partial=True,
+        wanted_arg=2,
+        flags_arg=3,
+        flags_veto=_NOWAIT | MSG_WAITFORONE,
+    ),
+    Row("sendto", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, wanted_arg=2, flags_arg=3, flags_veto=_NOWAIT),
+    Row("sendmsg", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True),
+    Row("sendmmsg", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, wanted_arg=2, flags_arg=3, flags_veto=_NOWAIT),
     # System V and POSIX queues
     Row("semop", (EINTR,), eintr=True),
-    Row("semtimedop", (EINTR,), _T.TIMESPEC, 3, eintr=True),
+    Row("semtimedop", (EINTR,), _T.TIMESPEC, 3, expired=EAGAIN, eintr=True),
     Row("msgrcv", (_NOHAND,)),
     Row("msgsnd", (_NOHAND,)),
     Row("mq_timedsend", (_SYS,), _T.TIMESPEC_ABS, 4),
     Row("mq_timedreceive", (_SYS,), _T.TIMESPEC_ABS, 4),
     # asynchronous i/o
-    Row("io_getevents", (EINTR,), _T.TIMESPEC, 4, eintr=True, partial=True, wanted_arg=1),
+    Row("io_getevents", (EINTR,), _T.TIMESPEC, 4, expired=0, eintr=True, partial=True, wanted_arg=1),
     Row("io_pgetevents", (_NOHAND,), _T.TIMESPEC, 4, full=True, partial=True, wanted_arg=1),
-    Row("io_uring_enter", (EINTR,), _T.EXT_ARG, 3, eintr=True, partial=True, flags_arg=3, flags_need=IORING_ENTER_GETEVENTS),
+    Row(
+        "io_uring_enter",
+        (EINTR,),
+        _T.EXT_ARG,
+        3,
+        3,
+        IORING_ENTER_ABS_TIMER,
+        expired=ETIME,
+        eintr=True,
+        partial=True,
+        flags_arg=3,
+        flags_need=IORING_ENTER_GETEVENTS,
+    ),
     # children, locks, opening a FIFO
     Row("wait4", (_SYS,)),
     Row("waitid", (_SYS,)),

@@ -2,7 +2,9 @@
 #ifndef CKPT_RESTART_H
 #define CKPT_RESTART_H
 
+#include <stdbool.h>
 #include <stdint.h>
+#include <sys/user.h>
 
 enum { NO_ARG = 7 };
 
@@ -11,14 +13,18 @@ enum restart_family {
     FAMILY_EINTR = 1,   /* -4 is the freeze's own doing: -514 lets the kernel decide */
     FAMILY_PARTIAL = 2, /* a positive result below what was wanted may be the freeze's doing */
     FAMILY_FULL = 4,    /* -514, but a restart begins a finite wait anew */
+    FAMILY_BLOCK = 8,   /* -516: the kernel remembers the deadline of a finite wait */
+    FAMILY_EXPIRES = 16, /* `expired` is all that belongs to the end of its time */
 };
 
 /* Where a finite wait is told from an infinite one. */
 enum timeout_form {
     TIMEOUT_NONE,     /* there is none, or it is an instant: a restart changes nothing */
     TIMEOUT_MS,       /* an int in milliseconds, negative = infinite */
-    TIMEOUT_TIMESPEC, /* a pointer to struct timespec or timeval, NULL = infinite */
-    TIMEOUT_SOCKET,   /* SO_RCVTIMEO or SO_SNDTIMEO: without one the call does not show -4, so finite */
+    TIMEOUT_TIMESPEC, /* a pointer to struct timespec, NULL = infinite */
+    TIMEOUT_TIMEVAL,  /* a pointer to struct timeval, NULL = infinite */
+    TIMEOUT_RECEIVE,  /* SO_RCVTIMEO of the socket arg[0]: without one the call does not show -4, so finite */
+    TIMEOUT_SEND,     /* SO_SNDTIMEO, likewise */
     TIMEOUT_EXT_ARG,  /* io_uring_enter: finite may be when flags (timeout_arg) hold IORING_ENTER_EXT_ARG */
 };
 
@@ -26,10 +32,19 @@ struct restart_row {
     int64_t nr;
     uint8_t family;
     uint8_t timeout_arg, timeout_form;
+    uint8_t absolute_arg; /* any of absolute_bits there: the timeout is an instant (NO_ARG: never) */
+    uint32_t absolute_bits;
+    int32_t expired;      /* EXPIRES only: the result when its time is over */
     /* PARTIAL only: result < arg[wanted_arg] (NO_ARG: any positive result), all bits of flags_need in arg[flags_arg] and
      * none of flags_veto. */
     uint8_t wanted_arg, flags_arg;
     uint32_t flags_need, flags_veto;
 };
+
+/* NULL: the table does not know the call. */
+const struct restart_row *restart_row(int64_t nr);
+/* Whether the call would give up by itself after a time that runs from its start. arg: its six arguments. */
+bool restart_finite(const struct restart_row *row, const uint64_t arg[6]);
+void restart_arguments(const struct user_regs_struct *regs, uint64_t ret_arg[6]);
 
 #endif

@@ -9,9 +9,9 @@ import pytest
 
 from ckpt.model import Action
 from ckpt.syscalls import emit
-from ckpt.syscalls.decide import ARGS, ORIG_RAX, RAX, RCX, RIP, decide, finite, unpack
+from ckpt.syscalls.decide import ARGS, ORIG_RAX, RAX, RCX, RIP, Waited, decide, finite, unpack
 from ckpt.syscalls.names import NUMBERS, name, nr
-from ckpt.syscalls.table import BY_NR, ROWS, Timeout
+from ckpt.syscalls.table import BY_NR, EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, NO_ARG, RESTART_CODES, ROWS, Row, Timeout
 
 MASK = 2**64 - 1
 
@@ -40,7 +40,7 @@ def test_names_are_one_to_one() -> None:
 def test_every_number_has_one_row() -> None:
     assert len(BY_NR) == len(ROWS)
     for row in ROWS:
-        takes_argument = row.timeout not in (Timeout.NONE, Timeout.SOCKOPT)
+        takes_argument = row.timeout not in (Timeout.NONE, Timeout.RCVTIMEO, Timeout.SNDTIMEO)
         assert takes_argument == (row.timeout_arg < 6), row.name
 
 
@@ -53,8 +53,84 @@ def test_user_space_and_handler_entry_are_kept() -> None:
 @pytest.mark.parametrize("code", [-512, -513, -514, -516])
 def test_kernel_restarts_are_left_to_it(code: int) -> None:
     for call in ("read", "nanosleep", "restart_syscall", "getpid"):
-        decision = decide(regs(call, code, (1, 1, 1, 1, 1)), False)
+        decision = decide(regs(call, code, (1, 0, 1, 1, 1)), False)
         assert (decision.action, decision.value, decision.disturbed) == (Action.RESTART, code, False)
+
+
+def limited(row: Row) -> list[int]:
+    """Arguments that give this call a limit that runs from its start."""
+    args = [1, 0, 250, 250, 0x7000, 0]
+    if row.timeout in (Timeout.TIMESPEC, Timeout.TIMEVAL, Timeout.TIMESPEC_ABS, Timeout.MS):
+        args[row.timeout_arg] = 250
+    if row.timeout is Timeout.EXT_ARG:
+        args[row.timeout_arg] = 8
+    if row.absolute_arg != NO_ARG:
+        args[row.absolute_arg] &= ~row.absolute_bits
+    return args
+
+
+def endless(row: Row) -> list[int] | None:
+    """Arguments without one; None where -4 is shown only with a limit."""
+    if row.timeout in (Timeout.RCVTIMEO, Timeout.SNDTIMEO):
+        return None
+    args = [1, 0, 0, 0, 0, 0]
+    if row.timeout is Timeout.MS:
+        args[row.timeout_arg] = -1
+    elif row.timeout_arg != NO_ARG:
+        args[row.timeout_arg] = 0
+    return args
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_each_row(row: Row) -> None:
+    """Each code that a freeze shows of it, with a limit and without, its end known and not."""
+    known, unknown = Waited(700_000_000, "seen"), Waited(None, "nobody saw it begin")
+    with_limit = tuple(limited(row))
+    assert finite(row, with_limit) == (row.timeout not in (Timeout.NONE, Timeout.TIMESPEC_ABS))
+    for shown in row.shown:
+        late = decide(regs(row.name, shown, with_limit), False, unknown)
+        kept = decide(regs(row.name, shown, with_limit), False, known)
+        assert shown in RESTART_CODES or shown == EINTR
+        assert late.value == (ERESTARTNOHAND if shown == EINTR else shown)
+        assert kept.value == late.value
+        if shown == EINTR and finite(row, with_limit):
+            assert (late.action, late.disturbed) == (Action.RESTART, True)
+            assert "nobody saw it begin" in late.reason
+            ends = row.expired is not None
+            assert (kept.action, kept.disturbed) == (Action.LINGER if ends else Action.RESTART, not ends)
+        elif shown == ERESTART_RESTARTBLOCK:
+            assert (kept.action, kept.disturbed) == (Action.RESTART, False)
+            assert "700.0 ms remain" in kept.reason
+        without = endless(row)
+        if without is not None and shown != EINTR:
+            unseen = decide(regs(row.name, shown, tuple(without)), False, known)
+            assert (unseen.action, unseen.disturbed) == (Action.RESTART, False)
+            assert unseen.value == (ERESTARTNOHAND if shown == ERESTART_RESTARTBLOCK else shown)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.eintr or row.block], ids=lambda row: row.name)
+def test_each_finite_wait_can_be_ended_or_shortened(row: Row) -> None:
+    """A row whose deadline nobody keeps must say so here: select and its kin have more than a result at their end."""
+    if row.timeout is Timeout.NONE:
+        return
+    assert row.expired is not None or (row.block and row.shorten) or row.name in ("ppoll", "select", "pselect6")
+
+
+def test_an_instant_is_no_limit_from_the_start() -> None:
+    until = (0x7000, 9, 0, 0x7100, 0, MASK)  # FUTEX_WAIT_BITSET
+    assert not finite(BY_NR[nr("futex")], until)
+    assert not finite(BY_NR[nr("clock_nanosleep")], (1, 1, 0x7000))
+    decision = decide(regs("futex", -516, until), False)
+    assert (decision.action, decision.value, decision.disturbed) == (Action.RESTART, -514, False)
+
+
+def test_a_wait_that_had_only_just_begun_is_not_late() -> None:
+    decision = decide(regs("epoll_wait", -4, (3, 0x7000, 64, 250)), False, Waited(None, "it had begun just before the freeze", fresh=True))
+    assert (decision.action, decision.value, decision.disturbed) == (Action.RESTART, -514, False)
+
+
+def test_a_call_that_was_restarted_has_its_name() -> None:
+    assert "nanosleep" in decide(regs("restart_syscall", -516, (0x7000,)), False, Waited(5_000_000, "seen", nr("nanosleep"))).reason
 
 
 def test_infinite_epoll_wait_restarts_unseen() -> None:
