@@ -108,6 +108,34 @@ struct ckpt_decision {
 /* Pure: the decision for one set of registers (struct user_regs_struct, 27 words). deliverable: a signal with a handler is pending. */
 int ckpt_decide(const uint64_t *regs, int deliverable, struct ckpt_decision *ret_decision);
 
+/* ---- waits with a time limit: what is known of them (waits.c), and who keeps their deadlines (keeper.c) ---- */
+struct ckpt_wait {
+    int32_t pid, tid;
+    uint64_t start_ticks;
+    int64_t nr;         /* the call; 219: the kernel has restarted it once already, and its own number is not shown */
+    uint64_t arg[6];
+    ckpt_addr_t sp, pc;
+    uint64_t limit;     /* how long it may last from its beginning, ns; 0 = not known */
+    uint64_t slept_at;  /* when it went to sleep, ns of the scheduler's clock on `cpu`; 0 = not shown */
+    uint64_t switches;  /* voluntary ones while it sleeps there; 0 = not counted */
+    uint64_t deadline;  /* for ckpt_keep */
+    int64_t expired;    /* its result when its time is over */
+    int32_t expires;    /* 1: that is all that belongs to its end */
+    int32_t block;      /* 1: a live thread keeps its deadline by itself, over any freeze */
+    int32_t same;       /* 1: it has slept in nothing else since the look before */
+    int32_t cpu;
+    int32_t timer;      /* 1: a high-resolution timer ends it */
+};
+/* Threads of a running tree that sleep in such a call. How many there are; up to cap are told. */
+int64_t ckpt_waits_look(ckpt_tree *tree, struct ckpt_wait *ret_waits, size_t cap);
+/* In a freeze or after it: those that were stopped since the last look, inside such a call. */
+int64_t ckpt_waits_left(ckpt_tree *tree, struct ckpt_wait *ret_waits, size_t cap);
+/* CLOCK_MONOTONIC minus the scheduler's clock of a CPU. The calling thread goes there and back. */
+int ckpt_clock_gap(int32_t cpu, int64_t *ret_gap);
+/* Starts a process of its own that ends these waits at their deadlines. `switches`: as counted while asleep there. lock: the file
+ * whose lock (flock) keeps other ckpt from the target. */
+int ckpt_keep(const struct ckpt_wait *waits, size_t count, const char *lock);
+
 /* ---- tracking which pages are written: userfaultfd write-protect (async) + PAGEMAP_SCAN (track.c, scan.c) ---- */
 enum ckpt_tracker { CKPT_TRACK_COMPARE = 0, CKPT_TRACK_UFFD = 1, CKPT_TRACK_SOFT_DIRTY = 2, CKPT_TRACK_NONE = 3 };
 struct ckpt_track {
@@ -328,6 +356,9 @@ int ckpt_task_reap(ckpt_tree *tree, int32_t parent, int32_t pid, int32_t number)
 /* State of one frozen thread; any pointer may be NULL = leave alone. regs continue by decision (rax as given there). */
 int ckpt_thread_set(ckpt_tree *tree, int32_t tid, const uint64_t *regs, const struct ckpt_decision *decision,
                     const uint8_t *xstate, size_t xstate_bytes, const uint64_t *sigmask);
+/* After its registers were set to a wait that the kernel keeps (rax = -516): it is given so much time more. 1 = done, or it has its result;
+ * 0 = it begins anew with its whole time (rebuild.c). */
+int ckpt_thread_rebuild(ckpt_tree *tree, int32_t tid, uint64_t ns);
 int ckpt_thread_get(ckpt_tree *tree, int32_t tid, uint64_t *ret_regs, uint8_t *ret_xstate, size_t cap, uint64_t *ret_sigmask);
 /* Pages of a frozen process. Runs of DATA only; data holds them in order. Falls back to /proc/PID/mem where a mapping is not writable. */
 int ckpt_pages_write(ckpt_tree *tree, int32_t pid, const struct ckpt_run *runs, size_t count, const uint8_t *data);

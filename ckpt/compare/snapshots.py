@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Any, TypeVar
 
-from ckpt.model import Descriptor, Mapping, OpenFile, Snapshot, State, Task, Thread
+from ckpt.model import Action, Descriptor, Mapping, OpenFile, Snapshot, State, Task, Thread
 
 Item = TypeVar("Item")
 
@@ -129,6 +129,11 @@ def _by(items: Iterable[Item], key: Callable[[Item], int]) -> dict[int, Item]:
     return {key(item): item for item in items}
 
 
+def _continues(action: Action) -> str:
+    """Whether the call goes on or has its result; how its deadline is kept, or was put in place, is not the call's."""
+    return str(Action.KEEP if action is Action.KEEP else Action.RESTART)
+
+
 def _fields(triples: Iterable[tuple[str, Any, Any]]) -> tuple[Field, ...]:
     return tuple(Field(name, old, new) for name, old, new in triples if old != new)
 
@@ -159,7 +164,7 @@ def _thread_fields(old: Thread, new: Thread) -> tuple[Field, ...]:
     fields += _fields([("pending", _hexes(old.pending), _hexes(new.pending))])
     fields += _fields((f"syscall.{name}", getattr(old.syscall, name), getattr(new.syscall, name)) for name in ("phase", "nr", "raw_retval"))
     fields += _fields([("syscall.args", list(old.syscall.args), list(new.syscall.args))])
-    fields += _fields([("decision", old.decision.action.value, new.decision.action.value)])
+    fields += _fields([("decision", _continues(old.decision.action), _continues(new.decision.action))])
     for kind in sorted(old.attributes.keys() | new.attributes.keys()):
         fields += _state_fields(f"{kind}.", old.attributes.get(kind, {}), new.attributes.get(kind, {}))
     return fields

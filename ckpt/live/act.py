@@ -210,6 +210,11 @@ def thread_set(tree: Tree, tid: int, regs: bytes, decision: RetvalDecision, nr: 
     )
 
 
+def thread_rebuild(tree: Tree, tid: int, remaining_ns: int) -> bool:
+    """A wait that the kernel keeps is given so much time; False: it begins anew."""
+    return bool(tree.check(int(lib.ckpt_thread_rebuild(tree.handle, tree.ours(tid), remaining_ns)), "begin a wait"))
+
+
 def rename_threads(tree: Tree, wanted: Snapshot, was: Mapping[int, int]) -> None:
     """Where a thread's own number stands at its clear_child_tid (the C library keeps it there), the new one is written.
     `was`: number here -> number in the generation."""

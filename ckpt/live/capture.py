@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping as MappingABC
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from stat import S_IMODE, S_ISSOCK
+from types import MappingProxyType
 
 from ckpt.errors import CkptError, RefusedError
 from ckpt.kinds.base import Answer, RawTask, Unsupported, with_outside
@@ -28,6 +30,7 @@ from ckpt.live.preflight import is_tracker, raw_descriptor, recognise, refusal
 from ckpt.live.records import RawCapture, RawFd, RawProcess, RawThread
 from ckpt.live.runtime import TrackerSeat
 from ckpt.live.spaces import Spaces
+from ckpt.live.waits import Known
 from ckpt.model import (
     Action,
     Descriptor,
@@ -44,7 +47,7 @@ from ckpt.model import (
     Zombie,
 )
 from ckpt.procfs import parse_fdinfo, parse_maps, parse_stat, parse_status
-from ckpt.syscalls.decide import arguments, decide, unpack
+from ckpt.syscalls.decide import Waited, arguments, decide, unpack
 
 O_CLOEXEC = 0o2000000
 SHARED = ("files", "fs", "sighand")  #: in the order of the record
@@ -95,7 +98,7 @@ class Capture:
         raw = records.decode(sink.records(), self.table.process_files, self.table.thread_files)
         spaces.learn([core.ThreadId(t.pid, t.tid, t.start_ticks, t.mm) for t in raw.threads.values()])
         spaces.learn_objects(raw.objects)
-        return Parser(raw, spaces, self.adviser).snapshot(self.tree.pid, self.taken_at)
+        return Parser(raw, spaces, self.adviser, self.tree.waits.last).snapshot(self.tree.pid, self.taken_at)
 
 
 class Layout:
@@ -143,8 +146,8 @@ class Layout:
 
 
 class Parser:
-    def __init__(self, raw: RawCapture, spaces: Spaces, adviser: Adviser) -> None:
-        self.raw, self.spaces, self.table, self.adviser = raw, spaces, table(), adviser
+    def __init__(self, raw: RawCapture, spaces: Spaces, adviser: Adviser, waits: MappingABC[int, Known] = MappingProxyType({})) -> None:
+        self.raw, self.spaces, self.table, self.adviser, self.waits = raw, spaces, table(), adviser, waits
         self.files: dict[int, OpenFile] = {}
 
     def snapshot(self, root: int, taken_at: int) -> Snapshot:
@@ -209,14 +212,23 @@ class Parser:
     def _thread(self, thread: RawThread) -> Thread:
         words = unpack(thread.regs)
         nr, shown, value, action, disturbed = thread.decision
+        known = self.waits.get(thread.tid)
+        waited = Waited(known.remaining, known.source, known.nr, known.fresh) if known else None
         state = SyscallState(
-            phase="user" if nr < 0 else "call", nr=nr, args=arguments(words), raw_retval=shown, remaining_ns=None, evidence={}
+            phase="user" if nr < 0 else "call",
+            nr=nr,
+            args=arguments(words),
+            raw_retval=shown,
+            remaining_ns=waited.remaining_ns if waited else None,
+            evidence={"deadline": waited.source, "call": waited.nr, "fresh": waited.fresh} if waited else {},
         )
         limits: tuple[tuple[int, int], ...] = ()  # of the process, not of a thread
         raw = (thread.pid, thread.tid, thread.files, thread.answers, limits, thread.extra)
         attributes = {kind.name: kind.parse(self._raw_task(kind, *raw)) for kind in self.table.task_kinds if kind.per_thread}
         deliverable = bool(parse_status(thread.files["status"]).deliverable)
-        decision = RetvalDecision(ACTIONS[action], value, decide(words, deliverable).reason, bool(disturbed))
+        told = decide(words, deliverable, waited)
+        kept = told.action is Action.LINGER and ACTIONS[action] is Action.RESTART
+        decision = RetvalDecision(Action.LINGER if kept else ACTIONS[action], value, told.reason, bool(disturbed) and told.disturbed)
         return Thread(
             thread.tid, thread.start_ticks, thread.regs, thread.xstate, thread.sigmask, tuple(thread.pending), state, decision, attributes
         )

@@ -2,10 +2,12 @@
 
 poll, nanosleep, futex and clock_nanosleep with a time-out leave their continuation in the thread's restart block, which no one can
 set. A rolled-back or restored thread has that of now, or none (restart_syscall would give EINTR). So the call is begun anew, from
-its arguments in the registers. Three states have to be told apart:
+its arguments in the registers: with what remained of its time where the generation knows that (REBUILD, native/src/rebuild.c), else
+with its whole time. Three states have to be told apart:
 
  1. interrupted for the first time: rax = -516, orig_rax = the call. The core begins it anew (native/src/threads.c).
- 2. interrupted again: rax = -516, orig_rax = 219. The code before the `syscall` instruction tells which call it was.
+ 2. interrupted again: rax = -516, orig_rax = 219. Which call it was the snapshot may know from before its first freeze (evidence);
+    else the code before the `syscall` instruction tells.
  3. about to go on: the kernel has put 219 into rax and rip back onto the `syscall` instruction, and the thread was stopped once
     more before it ran (two freezes in a row, on a busy machine). No call is under way; rax becomes the call's number again.
 """
@@ -33,9 +35,11 @@ def continuation(thread: Thread, read: Read) -> tuple[bytes, int, RetvalDecision
     rip, rax = int.from_bytes(regs[_RIP], "little"), int.from_bytes(regs[_RAX], "little")
     if nr < 0 and rax == NR_RESTART_SYSCALL:
         return _about_to_go_on(thread, rip, read)
+    if decision.value == RESTART_BLOCK and thread.syscall.remaining_ns is not None:
+        decision = replace(decision, action=Action.REBUILD)
     if decision.value != RESTART_BLOCK or nr != NR_RESTART_SYSCALL:
         return regs, nr, decision
-    found = call_before(read(rip - CODE_BEFORE, CODE_BEFORE))
+    found = thread.syscall.evidence.get("call") or call_before(read(rip - CODE_BEFORE, CODE_BEFORE))
     if found is None:  # a wake-up that nobody caused is something that each of these calls allows
         return regs, nr, replace(decision, action=Action.KEEP, value=0)
     return regs, found, decision

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from ckpt.errors import CkptError, NotFoundError
+from ckpt.live import runtime
 from ckpt.live.fault import Fault, raise_fault
 from ckpt.live.options import CaptureOptions as CaptureOptions
 from ckpt.live.options import QuestionRow as QuestionRow
 from ckpt.live.options import WantRow as WantRow
 from ckpt.live.sink import Sink as Sink
 from ckpt.live.sink import SpaceRuns as SpaceRuns
+from ckpt.live.waits import Waits
+from ckpt.model import PidRef
 from native._native import ffi, lib
 
 UFFD = int(lib.CKPT_TRACK_UFFD)
@@ -137,6 +143,10 @@ class ThreadId:
     mm: int
 
 
+def _file(pid: int, start_ticks: int, ending: str) -> Path:
+    return runtime.path_of(PidRef(pid, start_ticks or runtime.start_ticks(pid)), ending)
+
+
 class Tree:
     """A process and its descendants. Opening stops nobody; leaving the context thaws whatever is still stopped."""
 
@@ -152,6 +162,9 @@ class Tree:
             if code == -errno.ESRCH and fault.step == "open":
                 raise NotFoundError(f"no process {pid}: give the pid of a living process")
             raise_fault(fault, code, "open", pid)
+        self.frozen = self._doomed = False
+        self._frozen_at = 0
+        self.waits = Waits(self.handle, partial(_file, pid, start_ticks))
 
     def __enter__(self) -> Self:
         return self
@@ -161,6 +174,11 @@ class Tree:
 
     def close(self) -> None:
         if self.handle != ffi.NULL:
+            if getattr(self, "frozen", False) and not self._doomed:
+                with suppress(CkptError):
+                    self.thaw()
+            elif hasattr(self, "waits"):
+                self.waits.hand_over()
             lib.ckpt_tree_close(self.handle)
             self.handle = ffi.NULL
 
@@ -183,10 +201,12 @@ class Tree:
     def doom(self) -> None:
         """Before the first freeze: from then on our death is theirs."""
         self.check(int(lib.ckpt_tree_doom(self.handle)), "doom")
+        self._doomed = True
 
     def run(self) -> None:
         """A doomed tree runs on, traced by us until `leave`."""
         self.check(int(lib.ckpt_tree_run(self.handle)), "run")
+        self.frozen = False
 
     def attend(self) -> bool:
         """Answers its stops until a signal comes (True) or nobody is left (False)."""
@@ -196,10 +216,17 @@ class Tree:
         self.check(int(lib.ckpt_tree_leave(self.handle)), "leave")
 
     def freeze(self) -> None:
+        if not self.frozen and not self._doomed:
+            self.waits.look()
         self.check(int(lib.ckpt_tree_freeze(self.handle)), "freeze")
+        self.frozen, self._frozen_at = True, time.monotonic_ns()
 
     def thaw(self) -> None:
         self.check(int(lib.ckpt_tree_thaw(self.handle)), "thaw")
+        if self.frozen:
+            self.frozen = False
+            self.waits.settle(self._frozen_at)
+            self.waits.hand_over()
 
     def aside(self) -> None:
         """Until the tree is closed: off the CPUs where it runs just now, but for the freeze."""
@@ -216,7 +243,9 @@ class Tree:
 
     def arm(self, pid: int, hint_fd: int = -1, hint_ino: int = 0) -> Track:
         raw = ffi.new("struct ckpt_track *")
+        self.waits.look()
         self.check(int(lib.ckpt_track_arm(self.handle, pid, hint_fd, hint_ino, raw)), "arm the tracker")
+        self.waits.settle(time.monotonic_ns())
         return Track(int(raw.pid), int(raw.tracker), int(raw.remote_fd), int(raw.remote_ino), bool(raw.fresh))
 
     def disarm(self, track: Track) -> None:
@@ -248,7 +277,14 @@ class Tree:
     def capture(self, options: CaptureOptions, sink: Sink) -> dict[str, int]:
         """Freeze, raw bytes, scan, copy, thaw. Returns nanoseconds by phase; `stop` is the whole frozen time, `at` an instant in it."""
         raw = ffi.new("struct ckpt_timing *")
+        if not self.frozen:
+            self.waits.look()
         self.check(int(lib.ckpt_capture(self.handle, options.raw, sink.handle, raw)), "capture")
+        if self.frozen:
+            self.waits.peek(self._frozen_at)
+        else:
+            self.waits.settle(int(raw.at))
+            self.waits.hand_over()
         names = ("stop", "freeze", "files", "descriptors", "questions", "scan", "copy", "thaw", "at")
         return {name: int(getattr(raw, name)) for name in names}
 

@@ -72,6 +72,14 @@ def _bpf() -> Finding:
     return Finding("eBPF (BCC)", False, detail, "ckpt trace, and who wrote a page", remedy)
 
 
+def _deadlines() -> Finding:
+    sched = Path("/proc/self/sched")
+    known = sched.exists() and "exec_start" in sched.read_text()
+    lost = "when waits began: some finite ones (epoll_wait with a timeout) end late after a freeze by what they had waited"
+    detail = "the scheduler tells when a thread went to sleep" if known else "there is no /proc/PID/sched"
+    return Finding("deadlines of waits", known, detail, "" if known else lost, "" if known else "a kernel with CONFIG_SCHED_DEBUG")
+
+
 def _rights() -> Finding:
     scope = Path("/proc/sys/kernel/yama/ptrace_scope")
     level = scope.read_text().strip() if scope.exists() else "0"
@@ -95,7 +103,7 @@ def _folder() -> Finding:
 
 def examine() -> tuple[str, Sequence[Finding]]:
     """(tracker that `--tracker auto` will take, findings)."""
-    findings = [_rights(), _folder(), *_features(), _bpf()]
+    findings = [_rights(), _folder(), *_features(), _deadlines(), _bpf()]
     works = {finding.name: finding.works for finding in findings}
     uffd = works["PAGEMAP_SCAN ioctl"] and works["userfaultfd write-protect, asynchronous"] and works["room for the stub behind the vdso"]
     tracker = "uffd" if uffd else "softdirty" if works["soft-dirty bits"] else "compare"

@@ -57,14 +57,24 @@ def _hear_of(pid: int) -> RemoteCall:
 
 class Executor:
     """One plan on one frozen tree; `now` is the tree as it was captured inside this freeze. `stop`: tasks that are put into a
-    group stop first; `go`: tasks that are taken out of theirs at the end."""
+    group stop first; `go`: tasks that are taken out of theirs at the end. `rebuild`: calls may be begun, their memory is there."""
 
     def __init__(
-        self, tree: Tree, plan: Plan, now: Snapshot, wanted: Snapshot, *, stop: Collection[int] = (), go: Collection[int] = ()
+        self,
+        tree: Tree,
+        plan: Plan,
+        now: Snapshot,
+        wanted: Snapshot,
+        *,
+        stop: Collection[int] = (),
+        go: Collection[int] = (),
+        rebuild: bool = True,
     ) -> None:
         self.tree, self.plan, self.now, self.wanted, self.stop, self.go = tree, plan, now, wanted, stop, go
         self.calls = 0
         self.changed = False
+        self.rebuild = rebuild
+        self.rebuilt: set[int] = set()  #: threads whose wait goes on with what remains of its time
         self.groups = {(stage.name, stage.pid): groups_of(stage) for stage in plan.stages}
 
     # ---- beginning and end ----
@@ -152,11 +162,19 @@ class Executor:
         for name in AFTER_DRAIN:
             self._stage(name)
         mark("registers")
+        waits: list[tuple[int, int]] = []
         for task in self.wanted.tasks:
             for thread in task.threads:
                 regs, nr, decision = continuation(thread, partial(self._read, task.pid))
                 act.thread_set(self.tree, thread.tid, regs, decision, nr, thread.xstate, thread.sigmask)
+                remaining = thread.syscall.remaining_ns
+                self.tree.waits.placed[self.tree.ours(thread.tid)] = remaining
+                if decision.action is Action.REBUILD and remaining is not None and self.rebuild:
+                    waits.append((thread.tid, remaining))
         mark("registers-set")
+        for tid, remaining in waits:  # their time runs from here
+            if act.thread_rebuild(self.tree, tid, remaining):
+                self.rebuilt.add(tid)
 
     def _read(self, pid: int, address: int, size: int) -> bytes:
         with open(f"/proc/{self.tree.ours(pid)}/mem", "rb", buffering=0) as memory:  # noqa: PTH123
@@ -197,10 +215,11 @@ def _set_of(number: int) -> bytes:
     return (1 << (number - 1)).to_bytes(8, "little")
 
 
-def disturbed(task: Task) -> list[str]:
-    """Threads whose interrupted call cannot continue quite as it would have."""
+def disturbed(task: Task, rebuilt: Collection[int]) -> list[str]:
+    """Threads whose interrupted call cannot continue quite as it would have. `rebuilt`: whose wait has its deadline."""
     lines = [f"thread {thread.tid}: {thread.decision.reason}" for thread in task.threads if thread.decision.disturbed]
     for thread in task.threads:
-        if thread.decision.value == RESTART_BLOCK and thread.decision.action is not Action.KEEP:
+        whole = thread.tid not in rebuilt and not thread.syscall.evidence.get("fresh")
+        if thread.decision.value == RESTART_BLOCK and thread.decision.action is not Action.KEEP and whole:
             lines.append(f"thread {thread.tid}: its timed wait begins anew with its whole time")
     return lines

@@ -96,14 +96,15 @@ class Record:
         return replace(self, store="", generation=0)
 
 
-def _path(ref: PidRef, ending: str) -> Path:
+def path_of(ref: PidRef, ending: str) -> Path:
+    """A file of this process: its record (json), lock, journal, waits."""
     return folder() / f"{ref.pid}-{ref.start_ticks}.{ending}"
 
 
 def load(ref: PidRef) -> Record | None:
     """The record of this process, if there is one that can be read and is of this incarnation's process."""
     try:
-        raw = json.loads(_path(ref, "json").read_text())
+        raw = json.loads(path_of(ref, "json").read_text())
         seats = tuple(TrackerSeat(**seat) for seat in raw.pop("seats"))
         record = Record(**raw, seats=seats)
     except (OSError, ValueError, TypeError, KeyError):
@@ -114,7 +115,7 @@ def load(ref: PidRef) -> Record | None:
 def save(ref: PidRef, record: Record) -> None:
     """Writes the record over the old one, in place and in one write: replacing the file would make some file systems flush
     it first (2 ms). A torn record is no record. Not synced: after a crash of the machine no target is alive."""
-    descriptor = os.open(_path(ref, "json"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path_of(ref, "json"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         text = json.dumps(asdict(record)).encode()
         os.pwrite(descriptor, text.ljust(os.fstat(descriptor).st_size), 0)
@@ -123,13 +124,13 @@ def save(ref: PidRef, record: Record) -> None:
 
 
 def forget(ref: PidRef) -> None:
-    _path(ref, "json").unlink(missing_ok=True)
+    path_of(ref, "json").unlink(missing_ok=True)
 
 
 @contextmanager
 def target_lock(ref: PidRef, timeout_s: float = 10.0) -> Iterator[None]:
     """Only one ckpt acts on a target at a time; waits up to timeout_s, then CkptError names the holder."""
-    path = _path(ref, "lock")
+    path = path_of(ref, "lock")
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         deadline = time.monotonic() + timeout_s

@@ -40,11 +40,11 @@ class Rebirth:
             raise RefusedError(refusals[0] + more)
         return now, again, made
 
-    def fill(self, made: Plan, now: Snapshot, wanted: Snapshot, pages: Pages, *, stopped: bool = False) -> Executor:
+    def fill(self, made: Plan, now: Snapshot, wanted: Snapshot, pages: Pages, *, stopped: bool = False, lazy: bool = False) -> Executor:
         """They are what the generation says, and still stand before their first instruction. `stopped`: and will not run when
-        they are let go, until SIGCONT."""
+        they are let go, until SIGCONT. `lazy`: not all of the memory is there, and no call may be begun."""
         stop = [task.pid for task in wanted.tasks if stopped or task.stopped]
-        executor = Executor(self.born.tree, made, now, wanted, stop=stop)
+        executor = Executor(self.born.tree, made, now, wanted, stop=stop, rebuild=not (lazy or self.scratch))
         executor.begin()
         executor.before_pages()
         self.clock.lap("layout")

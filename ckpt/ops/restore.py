@@ -147,7 +147,7 @@ class _Run:
         self.clock.lap("planned")
         progress("restoring pages")
         parts = later_parts(again.wanted) if self.request.lazy else []
-        executor = self.rebirth.fill(made, now, again.wanted, self.pages, stopped=self.request.stopped)
+        executor = self.rebirth.fill(made, now, again.wanted, self.pages, stopped=self.request.stopped, lazy=self.request.lazy)
         self._remember()
         server = LazyServer(self.born, self.history.path, self.generation.number, self.pages.source, parts) if parts else None
         if server is None:
@@ -178,6 +178,6 @@ class _Run:
             sum(len(task.threads) for task in wanted.tasks),
             len(wanted.tasks),
             warnings,
-            tuple(line for task in wanted.tasks for line in disturbed(task)),
+            tuple(line for task in wanted.tasks for line in disturbed(task, executor.rebuilt)),
             self.clock.phases,
         )

@@ -30,6 +30,7 @@ static int flight_resume(const struct flight *flight, int sig) {
 }
 
 int flight_start(ckpt_tree *tree, struct flight *flight, const struct user_regs_struct *regs) {
+    wait_stopped(tree, tree_thread(tree, flight->tid));
     uint64_t mask = flight->sig ? ~(UINT64_C(1) << (flight->sig - 1)) : ~UINT64_C(0);
     long error = 0;
     if (!flight->sig)

@@ -33,6 +33,12 @@ struct thread {
     struct user_regs_struct regs;   /* as shown at the stop; valid while STOPPED */
     struct ckpt_decision decision;  /* already written to the thread's rax at the stop */
     uint64_t sigmask;               /* PTRACE_GETSIGMASK at the stop */
+    struct {                        /* since the last look at waits (waits.c) */
+        uint32_t stops;             /* freezes */
+        bool woken;                 /* it has slept elsewhere in between */
+        uint64_t asleep;            /* voluntary switches while it sleeps in its wait; 0 = it is in none, or nobody counts */
+        uint64_t stopped;           /* the same at its stop, before it ran for us; 0 = not counted */
+    } wait;
 };
 
 /* The scratch mapping that remote calls run from; see remote.c. */
@@ -212,6 +218,11 @@ int remote_ask(ckpt_tree *tree, const struct ckpt_question *questions, size_t co
 int remote_settle(ckpt_tree *tree, struct task *task);
 /* Where note and stub stand in this memory (bridge.tail); -ENOTSUP = there is no room. */
 int vdso_tail(ckpt_tree *tree, struct task *task);
+
+/* waits.c: the count of voluntary switches says whether a stopped thread is in the very wait that a look has seen it in */
+void wait_counted(struct thread *thread, const char *status, size_t bytes); /* its status as read at the stop */
+void wait_stopped(ckpt_tree *tree, struct thread *thread);                  /* before it runs for us: reads that where nobody has */
+void wait_let_go(ckpt_tree *tree, struct thread *thread);                   /* before its detach */
 
 /* maps.c: the text of /proc/PID/maps, as little as scanning needs */
 struct map_line {

@@ -131,7 +131,7 @@ static int rseq_and_robust(struct window *window, const struct thread *thread) {
     return error;
 }
 
-static int thread_files(struct window *window, const struct task *task, const struct thread *thread) {
+static int thread_files(struct window *window, const struct task *task, struct thread *thread) {
     const char *const *files = window->options->thread_files;
     char name[NAME_ROOM * 2];
     for (int i = 0; files && files[i]; i++) {
@@ -139,14 +139,17 @@ static int thread_files(struct window *window, const struct task *task, const st
             return -ENAMETOOLONG;
         char *at = proc_name(name, "task/", (uint64_t)thread->tid, "/");
         strcat(at, files[i]);
-        int error = record_file(window, CKPT_R_THREAD_FILE, thread->pid, thread->tid, -1, i, task->dir, name, NULL);
+        struct text_at where = {0};
+        int error = record_file(window, CKPT_R_THREAD_FILE, thread->pid, thread->tid, -1, i, task->dir, name, &where);
         if (error)
             return error;
+        if (!strcmp(files[i], "status"))
+            wait_counted(thread, text_of(window, where), where.size);
     }
     return 0;
 }
 
-static int raw_thread(struct window *window, const struct task *task, const struct thread *thread) {
+static int raw_thread(struct window *window, const struct task *task, struct thread *thread) {
     int error = add(window, CKPT_R_REGS, thread, &thread->regs, sizeof thread->regs);
     if (!error)
         error = xstate(window, thread);

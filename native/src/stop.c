@@ -14,7 +14,7 @@
  *  5. A thread that exits is GONE and has been waited for, so no zombie of ours stays behind.
  */
 #define _GNU_SOURCE
-#include "internal.h"
+#include "waits.h"
 #include <errno.h>
 #include <sched.h>
 #include <signal.h>
@@ -110,6 +110,8 @@ static bool is_group_stop(int signal) { return signal == SIGSTOP || signal == SI
 /* At EVENT_STOP. -ESRCH here means a SIGKILL on the way: the exit is still to be waited for, so "not yet". */
 int thread_at_stop(ckpt_tree *tree, struct thread *thread, int signal) {
     thread->group_stopped = is_group_stop(signal) ? signal : 0;
+    thread->wait.stops++;
+    thread->wait.stopped = 0;
     long error = sys_ptrace(PTRACE_GETREGS, thread->tid, 0, (uintptr_t)&thread->regs);
     if (!error)
         error = sys_ptrace(PTRACE_GETSIGMASK, thread->tid, sizeof thread->sigmask, (uintptr_t)&thread->sigmask);
@@ -209,6 +211,7 @@ int thread_wait(ckpt_tree *tree, struct thread *thread, int *ret_status) {
 int thread_detach(ckpt_tree *tree, struct thread *thread) {
     if (thread->state != THREAD_STOPPED)
         return 0;
+    wait_let_go(tree, thread);
     long error = sys_ptrace(PTRACE_DETACH, thread->tid, 0, 0);
     thread->state = THREAD_FREE;
     if (error == -ESRCH) { /* killed while it was stopped */

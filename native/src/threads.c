@@ -202,6 +202,8 @@ int ckpt_thread_set(ckpt_tree *tree, int32_t tid, const uint64_t *regs, const st
                                                              .shown = (int64_t)thread->regs.rax,
                                                              .value = (int64_t)thread->regs.rax};
         thread->decision.value = continue_with(&thread->decision);
+        memset(&thread->wait, 0, sizeof thread->wait);
+        thread->wait.stops = 1; /* what a look has seen was another wait */
         thread->regs.orig_rax = (uint64_t)thread->decision.nr;
         own_registers(thread, &own);
         error = (int)sys_ptrace(PTRACE_SETREGS, tid, 0, (uintptr_t)&own);

@@ -32,6 +32,7 @@ PHASES = {
     "questions": "the tasks' own answers are taken",
     "copied": "the pages are copied, the threads are about to be let go",
     "thawed": "the tree runs on",
+    "kept": "in the keeper: a thread is stopped at its deadline, the end of its wait is not written yet",
     "captured": "the tree runs on, everything is in ckpt's memory alone",
     "parsed": "the raw bytes are understood",
     "stored": "page frames are in the store as orphans, no generation names them",

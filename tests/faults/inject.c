@@ -13,7 +13,8 @@
  *  1. Without CKPT_FAULT and CKPT_FAULT_COUNTERS everything passes through unchanged.
  *  2. A fault is counted (slot "fired") before it happens: what the file says did happen, happened in that phase.
  *  3. Only the process that does ckpt's work is hit: the one that ran it, or its child by fork, where that passes something before
- *     its parent does (ckpt/cli/front.py). Every other process that came by fork passes through, unless it calls inject_again().
+ *     its parent does (ckpt/cli/front.py); and the keeper of deadlines, at its mark. Every other process that came by fork passes
+ *     through, unless it calls inject_again().
  *  4. The real function is found in whichever loaded object exports it: Python loads _native with RTLD_LOCAL, where
  *     RTLD_NEXT does not look. The caller must reach its functions through the PLT (sys.h says so).
  */
@@ -168,7 +169,8 @@ static void fire_count(const struct rule *rule) {
 /* Counts one passage and returns the rule that it sets off, or NULL. */
 static const struct rule *pass(const char *where, unsigned long first) {
     char name[2 * NAME];
-    if (getpid() != owner && (worked || getppid() != owner))
+    bool keeper = strcmp(where, "kept") == 0;
+    if (!keeper && getpid() != owner && (worked || getppid() != owner))
         return NULL;
     owner = getpid();
     worked = true;

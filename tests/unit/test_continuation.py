@@ -12,11 +12,11 @@ from ckpt.model import Action, RetvalDecision, SyscallState, Thread
 RIP = 0x401000
 
 
-def thread(rax: int, nr: int, value: int) -> Thread:
+def thread(rax: int, nr: int, value: int, remaining_ns: int | None = None, call: int = 0) -> Thread:
     regs = bytearray(27 * 8)
     regs[80:88] = (rax & 2**64 - 1).to_bytes(8, "little")
     regs[128:136] = RIP.to_bytes(8, "little")
-    state = SyscallState("user" if nr < 0 else "call", nr, (), rax, None, {})
+    state = SyscallState("user" if nr < 0 else "call", nr, (), rax, remaining_ns, {"call": call} if call else {})
     return Thread(7, 1, bytes(regs), b"", 0, (), state, RetvalDecision(Action.RESTART, value, ""))
 
 
@@ -47,6 +47,17 @@ def test_interrupted_again() -> None:
     )
     _regs, nr, decision = continuation(one, lambda _at, _size: OTHER)
     assert (nr, decision.action, decision.value) == (219, Action.KEEP, 0)
+
+
+def test_what_remains_of_a_wait_is_given_to_it() -> None:
+    for nr, call in ((7, 0), (219, 202)):
+        one = thread(-516, nr, -516, 700_000_000, call)
+        _regs, found, decision = continuation(one, lambda _at, _size: b"")
+        assert (found, decision.action, decision.value) == (call or nr, Action.REBUILD, -516)
+
+
+def test_the_snapshot_knows_the_call_better_than_its_code() -> None:
+    assert continuation(thread(-516, 219, -516, call=35), lambda _at, _size: POLL)[1] == 35
 
 
 def test_stopped_once_more_before_it_went_on() -> None:
