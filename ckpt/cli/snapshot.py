@@ -34,6 +34,10 @@ def command(
         str | None, typer.Option("--keep", metavar="POLICY", help="Then drop what the policy does not keep.", show_default=False)
     ] = None,
     trace: Annotated[bool, typer.Option("--trace", help="With --every: keep who wrote each page first (eBPF).")] = False,
+    asker: Annotated[
+        int,
+        typer.Option("--self", metavar="TID", min=0, help="The thread that has asked for it: ckpt_checkpoint_self().", show_default=False),
+    ] = 0,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -54,7 +58,7 @@ def command(
     if keep is not None:
         parse_policy(keep)  # before anything is done
     mode = "full" if full else "incremental" if incremental else "auto"
-    request = Request(pid, store, mode, tracker, precopy, tag, kill, paranoid)
+    request = Request(pid, store, mode, tracker, precopy, tag, kill, paranoid, asker=asker)
 
     def show(result: Result) -> None:
         if json:

@@ -24,6 +24,7 @@ from ckpt.history.recording import Meta, Recording
 from ckpt.kinds.table import table
 from ckpt.live import core, runtime, track
 from ckpt.live.advice import Adviser
+from ckpt.live.asker import asked, await_asker
 from ckpt.live.capture import Capture
 from ckpt.live.pages import batches, final_parts, layout
 from ckpt.live.preflight import preflight
@@ -48,6 +49,7 @@ class Request:
     kill: bool = False
     paranoid: bool = False
     start_ticks: int = 0  #: of the process that is meant; 0 = whoever has the number
+    asker: int = 0  #: the thread of it that has asked for this, and waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,8 @@ def _snapshot(request: Request, progress: Progress, witness: Telemetry | None) -
     with ExitStack() as stack:
         stack.enter_context(runtime.target_lock(ref))  # first of all: another ckpt at work there would look like a tracer
         tree = stack.enter_context(core.Tree(ref.pid, ref.start_ticks))
+        if request.asker:
+            await_asker(ref.pid, request.asker)
         tree.aside()
         passed = preflight(tree)
         clock.lap("preflight")
@@ -199,6 +203,8 @@ class _Run:
             timing = capture.run(sink)
             self.clock.lap("captured")
             found = capture.parse(sink, spaces)
+            if self.request.asker:
+                found = asked(found, self.request.asker)
             self.clock.lap("parsed")
             frozen = self._store(recording, sink, spaces)
             self.clock.lap("stored")
