@@ -243,7 +243,7 @@ class Tree:
 
     def arm(self, pid: int, hint_fd: int = -1, hint_ino: int = 0) -> Track:
         raw = ffi.new("struct ckpt_track *")
-        self.waits.look()
+        self.waits.look_once()  # each process is stopped by itself
         self.check(int(lib.ckpt_track_arm(self.handle, pid, hint_fd, hint_ino, raw)), "arm the tracker")
         self.waits.settle(time.monotonic_ns())
         return Track(int(raw.pid), int(raw.tracker), int(raw.remote_fd), int(raw.remote_ino), bool(raw.fresh))

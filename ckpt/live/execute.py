@@ -23,7 +23,7 @@ from ckpt.live import act
 from ckpt.live.continuation import RESTART_BLOCK, continuation
 from ckpt.live.core import Tree, mark
 from ckpt.live.groups import Group, Together, groups_of
-from ckpt.model import Action, Arg, Plan, RemoteArg, RemoteCall, Snapshot, Task
+from ckpt.model import Action, Arg, Plan, RemoteArg, RemoteCall, Snapshot, Task, Thread
 
 NR_OPEN, NR_CLOSE, NR_MADVISE, NR_SIGTIMEDWAIT, NR_WAITID = 2, 3, 28, 128, 247
 P_PID, WNOHANG, WCONTINUED = 1, 1, 8
@@ -215,11 +215,16 @@ def _set_of(number: int) -> bytes:
     return (1 << (number - 1)).to_bytes(8, "little")
 
 
-def disturbed(task: Task, rebuilt: Collection[int]) -> list[str]:
-    """Threads whose interrupted call cannot continue quite as it would have. `rebuilt`: whose wait has its deadline."""
+def disturbed(task: Task, executor: Executor) -> list[str]:
+    """Threads whose interrupted call cannot continue quite as it would have."""
     lines = [f"thread {thread.tid}: {thread.decision.reason}" for thread in task.threads if thread.decision.disturbed]
-    for thread in task.threads:
-        whole = thread.tid not in rebuilt and not thread.syscall.evidence.get("fresh")
-        if thread.decision.value == RESTART_BLOCK and thread.decision.action is not Action.KEEP and whole:
-            lines.append(f"thread {thread.tid}: its timed wait begins anew with its whole time")
+    lines += [f"thread {thread.tid}: its timed wait begins anew with its whole time" for thread in task.threads if _anew(thread, executor)]
     return lines
+
+
+def _anew(thread: Thread, executor: Executor) -> bool:
+    """Waits that begin with their whole time: that is right for one which had only just begun. While a lazy restore's server traces
+    the program nobody ends a wait at its deadline."""
+    if thread.tid in executor.rebuilt or thread.syscall.evidence.get("fresh") or thread.decision.action is Action.KEEP:
+        return False
+    return thread.decision.value == RESTART_BLOCK or (thread.decision.action is Action.LINGER and not executor.rebuild)

@@ -231,6 +231,11 @@ class Waits:
         kernel, now = _Kernel(), time.monotonic_ns()
         self.known = {wait.tid: seen(wait, self.known.get(wait.tid), kernel, now) for wait in self._ask(lib.ckpt_waits_look)}
 
+    def look_once(self) -> None:
+        """The same, where several parts of the tree are stopped one after the other, each once."""
+        if not self._read:
+            self.look()
+
     def settle(self, stopped_at: int) -> None:
         """The tree has just been let go."""
         thawed_at = time.monotonic_ns()

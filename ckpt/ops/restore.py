@@ -178,6 +178,6 @@ class _Run:
             sum(len(task.threads) for task in wanted.tasks),
             len(wanted.tasks),
             warnings,
-            tuple(line for task in wanted.tasks for line in disturbed(task, executor.rebuilt)),
+            tuple(line for task in wanted.tasks for line in disturbed(task, executor)),
             self.clock.phases,
         )

@@ -175,7 +175,7 @@ class _Run:
         record = replace(record, seats=tuple(seat for seat in record.seats if (seat.pid, seat.start_ticks) in same))
         runtime.save(self.ref, replace(record, store=self.history.store.uuid, generation=self.generation.number))
         self.clock.lap("recorded")
-        upset = tuple(line for task in self.wanted.tasks for line in disturbed(task, executor.rebuilt))
+        upset = tuple(line for task in self.wanted.tasks for line in disturbed(task, executor))
         return Result(
             self.generation.number,
             self.ref.pid,

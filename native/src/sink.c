@@ -44,6 +44,8 @@ static void *map_huge(size_t bytes) {
     void *memory = map_memory(bytes);
     if (memory && bytes >= HUGE_PAGE)
         madvise(memory, bytes, MADV_HUGEPAGE);
+    if (memory)
+        madvise(memory, bytes, MADV_DONTFORK); /* a keeper (keeper.c) takes no page table of it along */
     return memory;
 }
 
