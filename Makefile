@@ -30,7 +30,7 @@ bench: setup
 	$(PY) -m tests.bench
 
 soak: setup
-	CKPT_SOAK=1 $(PY) -m pytest -s tests/native tests/faults tests/fuzz tests/e2e/test_rollback.py
+	CKPT_SOAK=1 $(PY) -m pytest -s tests/native tests/faults tests/fuzz tests/e2e/test_rollback.py tests/e2e/test_calls.py tests/e2e/test_keeper.py
 
 clean:
 	rm -rf build *.egg-info .venv/.ready native/_native.c native/*.so store/_pages.c store/*.so

@@ -22,6 +22,7 @@ import re
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -257,7 +258,8 @@ class Waits:
         if not self._changed:
             return
         self._changed = False
-        save(self.names("waits"), self.known)
+        with suppress(OSError):  # no room for a record: the next ckpt takes what is begun anew for new
+            save(self.names("waits"), self.known)
         due = [_raw(one) for one in self.known.values() if one.deadline is not None and one.wait.expires]
         if not due:
             return

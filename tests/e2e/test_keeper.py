@@ -12,7 +12,8 @@ import pytest
 
 from tests.e2e.asked import Asked
 from tests.faults.faults import Faults
-from tests.harness import Ckpt
+from tests.harness import Ckpt, Victim, build, did, times
+from tests.harness.victim import BIN
 
 LIMIT_S = 3.0
 SETUP = "pool = select.epoll(); ends = os.pipe(); pool.register(ends[0], 1); took = []"
@@ -142,3 +143,24 @@ def test_show_says_how_it_went_on(ckpt: Ckpt, waiter: Callable[..., Asked]) -> N
     assert 0 < row["remaining_ns"] < LIMIT_S * 1e9
     assert "deadline" in row["reason"]
     assert not row["disturbed"]
+
+
+def test_no_wait_is_ended_before_its_time(ckpt: Ckpt) -> None:
+    """Waits with random limits, woken at random, through snapshots and rollbacks: the keeper never takes one wait for another."""
+    build()
+    with Victim([str(BIN / "deadlines")]) as program:
+        program.verify()
+        numbers = []
+        for _ in range(times(10, 1000)):
+            numbers.append(ckpt.snapshot(program.pid)["generation"])
+            program.verify()
+        for number in numbers[-times(2, 100) :]:
+            ckpt.json("rollback", number, "--pid", program.pid)
+            program.verify()
+        did("snapshots of random waits", len(numbers))
+        last = ckpt.snapshot(program.pid)["generation"]
+        program.kill()
+        program.revive(lambda words: int(ckpt.json("restore", last, *words)["pid"]))
+        program.verify()
+        time.sleep(0.5)
+        program.verify()
