@@ -132,6 +132,10 @@ int64_t ckpt_waits_look(ckpt_tree *tree, struct ckpt_wait *ret_waits, size_t cap
 int64_t ckpt_waits_left(ckpt_tree *tree, struct ckpt_wait *ret_waits, size_t cap);
 /* CLOCK_MONOTONIC minus the scheduler's clock of a CPU. The calling thread goes there and back. */
 int ckpt_clock_gap(int32_t cpu, int64_t *ret_gap);
+/* For a freeze and a thaw by a thread that ends with them (parting.c): 1 before the freeze, 0 after the thaw, both by that thread; then,
+ * by whoever has joined it, parted(). Only waits that were let go so have a count of `switches`. */
+int ckpt_tree_parting(ckpt_tree *tree, int begin);
+int ckpt_tree_parted(ckpt_tree *tree);
 /* Starts a process of its own that ends these waits at their deadlines. `switches`: as counted while asleep there. lock: the file
  * whose lock (flock) keeps other ckpt from the target. */
 int ckpt_keep(const struct ckpt_wait *waits, size_t count, const char *lock);

@@ -213,7 +213,7 @@ class Parser:
         words = unpack(thread.regs)
         nr, shown, value, action, disturbed = thread.decision
         known = self.waits.get(thread.tid)
-        waited = Waited(known.remaining, known.source, known.nr, known.fresh) if known else None
+        waited = Waited(known.remaining, known.source, known.nr, known.fresh, known.kept) if known else None
         state = SyscallState(
             phase="user" if nr < 0 else "call",
             nr=nr,

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from ckpt.errors import CkptError, NotFoundError
 from ckpt.live import runtime
@@ -29,6 +30,7 @@ from ckpt.live.waits import Waits
 from ckpt.model import PidRef
 from native._native import ffi, lib
 
+T = TypeVar("T")
 UFFD = int(lib.CKPT_TRACK_UFFD)
 COMPARE = int(lib.CKPT_TRACK_COMPARE)
 SOFT_DIRTY = int(lib.CKPT_TRACK_SOFT_DIRTY)
@@ -162,7 +164,7 @@ class Tree:
             if code == -errno.ESRCH and fault.step == "open":
                 raise NotFoundError(f"no process {pid}: give the pid of a living process")
             raise_fault(fault, code, "open", pid)
-        self.frozen = self._doomed = False
+        self.frozen = self._doomed = self._parting = False
         self._frozen_at = 0
         self.waits = Waits(self.handle, partial(_file, pid, start_ticks))
 
@@ -223,10 +225,41 @@ class Tree:
 
     def thaw(self) -> None:
         self.check(int(lib.ckpt_tree_thaw(self.handle)), "thaw")
-        if self.frozen:
-            self.frozen = False
-            self.waits.settle(self._frozen_at)
+        if not self.frozen:
+            return
+        self.frozen = False
+        if self._parting:
+            lib.ckpt_tree_parting(self.handle, 0)
+        self.waits.settle(self._frozen_at)
+        if not self._parting:
             self.waits.hand_over()
+
+    def by_own_tracer(self, work: Callable[[], T]) -> T:
+        """`work`, which freezes and thaws the tree, by a thread that ends then (native/src/parting.c)."""
+        done: list[T] = []
+        failed: list[BaseException] = []
+
+        def run() -> None:
+            self._parting = True
+            lib.ckpt_tree_parting(self.handle, 1)
+            try:
+                done.append(work())
+            except BaseException as error:
+                failed.append(error)
+                with suppress(CkptError):
+                    self.thaw()  # by whoever has stopped it
+            finally:
+                lib.ckpt_tree_parting(self.handle, 0)
+                self._parting = False
+
+        tracer = threading.Thread(target=run)
+        tracer.start()
+        tracer.join()
+        lib.ckpt_tree_parted(self.handle)
+        self.waits.hand_over()
+        if failed:
+            raise failed[0]
+        return done[0]
 
     def aside(self) -> None:
         """Until the tree is closed: off the CPUs where it runs just now, but for the freeze."""

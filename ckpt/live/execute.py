@@ -57,7 +57,8 @@ def _hear_of(pid: int) -> RemoteCall:
 
 class Executor:
     """One plan on one frozen tree; `now` is the tree as it was captured inside this freeze. `stop`: tasks that are put into a
-    group stop first; `go`: tasks that are taken out of theirs at the end. `rebuild`: calls may be begun, their memory is there."""
+    group stop first; `go`: tasks that are taken out of theirs at the end. `rebuild`: calls may be begun, their memory is there.
+    `keeps`: the calling thread ends with the freeze, so others may be ended at their deadlines."""
 
     def __init__(
         self,
@@ -69,11 +70,12 @@ class Executor:
         stop: Collection[int] = (),
         go: Collection[int] = (),
         rebuild: bool = True,
+        keeps: bool = False,
     ) -> None:
         self.tree, self.plan, self.now, self.wanted, self.stop, self.go = tree, plan, now, wanted, stop, go
         self.calls = 0
         self.changed = False
-        self.rebuild = rebuild
+        self.rebuild, self.keeps = rebuild, keeps
         self.rebuilt: set[int] = set()  #: threads whose wait goes on with what remains of its time
         self.groups = {(stage.name, stage.pid): groups_of(stage) for stage in plan.stages}
 
@@ -223,8 +225,8 @@ def disturbed(task: Task, executor: Executor) -> list[str]:
 
 
 def _anew(thread: Thread, executor: Executor) -> bool:
-    """Waits that begin with their whole time: that is right for one which had only just begun. While a lazy restore's server traces
-    the program nobody ends a wait at its deadline."""
+    """Waits that begin with their whole time: that is right for one which had only just begun. After a restore nobody is sure to end
+    the very wait, and no other one, at its deadline (native/src/parting.c wants a tracer that ends)."""
     if thread.tid in executor.rebuilt or thread.syscall.evidence.get("fresh") or thread.decision.action is Action.KEEP:
         return False
-    return thread.decision.value == RESTART_BLOCK or (thread.decision.action is Action.LINGER and not executor.rebuild)
+    return thread.decision.value == RESTART_BLOCK or (thread.decision.action is Action.LINGER and not executor.keeps)

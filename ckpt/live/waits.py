@@ -32,6 +32,7 @@ from native._native import ffi, lib
 
 RESTART_SYSCALL = 219
 TIMER_SLACK = 1_000_000
+CLOSE, CONFIRMATIONS = 2_000_000, 5
 LAG_LEAST, LAG_PART = 5_000_000, 4  #: the scheduler's clock may lag by so much, and by this part of what a thread has waited
 _TIMER = re.compile(rb"hrtimer_wakeup, S:01\n # expires at (\d+)-")
 
@@ -73,6 +74,11 @@ class Known:
     remaining: int | None = None  #: ns, at the stop
     nr: int = 0  #: of the call, also when the kernel shows 219 for it; 0: not known
     fresh: bool = False  #: it had only just begun: its whole time is what remains
+    lost: str = ""  #: why nobody will end it at its deadline
+
+    @property
+    def kept(self) -> bool:
+        return not self.lost and (self.wait.block or self.wait.switches > 0)
 
 
 class Kernel(Protocol):
@@ -114,13 +120,19 @@ def seen(wait: Wait, known: Known | None, kernel: Kernel, now: int) -> Known:
 
 def left(wait: Wait, before: Known | None, stopped_at: int) -> Known:
     """After a freeze: the same wait as before it, or one that had only just begun. `wait`: as the core let it go."""
-    if before is not None and before.wait.place == wait.place and wait.same:
+    over = before is not None and before.deadline is not None and before.deadline <= stopped_at  # the one before: it would have its result
+    if before is not None and before.wait.place == wait.place and wait.same and not over:
         remaining = None if before.deadline is None else max(before.deadline - stopped_at, 0)
         return replace(before, wait=replace(wait, limit=before.wait.limit), remaining=remaining)
     if wait.nr == RESTART_SYSCALL:
         return Known(wait, None, "its beginning is not known")
     deadline = stopped_at + wait.limit if wait.limit else None
     return Known(wait, deadline, "it had begun just before the freeze", wait.limit or None, wait.nr, fresh=True)
+
+
+def _among(deadline: int, ends: Sequence[int]) -> bool:
+    at = bisect_right(ends, deadline - CLOSE)
+    return at < len(ends) and ends[at] <= deadline + CLOSE
 
 
 def placed(wait: Wait, remaining: int | None, thawed_at: int) -> Known:
@@ -144,7 +156,7 @@ def load(path: Path) -> dict[int, Known]:
 
 def _known(row: dict[str, Any]) -> Known:
     wait = Wait(**{**row["wait"], "args": tuple(row["wait"]["args"])})
-    return Known(wait, row["deadline"], row["source"], row["remaining"], row["nr"], row["fresh"])
+    return Known(wait, row["deadline"], row["source"], row["remaining"], row["nr"], row["fresh"], row["lost"])
 
 
 def save(path: Path, known: Mapping[int, Known]) -> None:
@@ -247,7 +259,28 @@ class Waits:
         else:
             self.last = {wait.tid: left(wait, self.known.get(wait.tid), stopped_at) for wait in found}
         self._changed = self._changed or bool(self.known or self.last)
+        self._confirm()
         self.known = {**self.known, **self.last}  # who was not stopped waits on; who is elsewhere by now has another count
+
+    @property
+    def kept(self) -> tuple[Known, ...]:
+        """Those whose end is ours to give: that sleep in the very wait, and would end late by themselves."""
+        return tuple(one for one in self.known.values() if one.wait.expires and one.deadline is not None and one.kept and not one.fresh)
+
+    def _confirm(self) -> None:
+        """Those that the kernel keeps have their deadline now as before. A thread whose timer says something else has, between the look
+        and the freeze, begun another wait; nobody has counted those in the frozen window."""
+        kept = {tid: one for tid, one in self.last.items() if one.wait.block and not one.fresh and one.deadline is not None}
+        for _try in range(CONFIRMATIONS):
+            ends, now = _Kernel().timers(), time.monotonic_ns()
+            kept = {tid: one for tid, one in kept.items() if (one.deadline or 0) > now and not _among(one.deadline or 0, ends)}
+            if not kept or not ends:
+                return
+            time.sleep(0.002)  # not asleep again yet
+        another = {
+            tid: replace(one, deadline=None, remaining=None, fresh=True, source="another one has begun") for tid, one in kept.items()
+        }
+        self.last = {**self.last, **another}
 
     def peek(self, stopped_at: int) -> None:
         """The tree stands still, and will for a while yet."""
@@ -260,14 +293,14 @@ class Waits:
         self._changed = False
         with suppress(OSError):  # no room for a record: the next ckpt takes what is begun anew for new
             save(self.names("waits"), self.known)
-        due = [_raw(one) for one in self.known.values() if one.deadline is not None and one.wait.expires]
+        due = [_raw(one) for one in self.kept]
         if not due:
             return
         lock = os.fsencode(self.names("lock"))
         code = int(lib.ckpt_keep(ffi.new("struct ckpt_wait[]", due), len(due), lock))
         if code < 0:  # they end late; the snapshot is none the worse for it
             source = f"no keeper could be started: {os.strerror(-code)}"
-            self.last = {tid: replace(one, remaining=None, source=source) if one.wait.expires else one for tid, one in self.last.items()}
+            self.last = {tid: replace(one, lost=source) if one.wait.expires else one for tid, one in self.last.items()}
 
     def _ask(self, ask: Callable[[Any, Any, int], Any]) -> Sequence[Wait]:
         cap = 64

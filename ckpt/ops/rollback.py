@@ -169,7 +169,7 @@ class _Run:
             self.clock.lap("prefetched")
             gc.collect()
             with quiet(), held():
-                made, executor, stop_ns = self._frozen(layout, seats, planned, pages)
+                made, executor, stop_ns = self.tree.by_own_tracer(lambda: self._frozen(layout, seats, planned, pages))
         # What another process with its number was is not what a later one is: that one is tracked anew.
         same = {(task.pid, task.start_ticks) for task in self.wanted.tasks}
         record = replace(record, seats=tuple(seat for seat in record.seats if (seat.pid, seat.start_ticks) in same))
@@ -244,7 +244,7 @@ class _Run:
         try:
             if planned.work.steps:
                 planned, now = self._operate(planned, layout, seats, stops)
-            executor = Executor(self.tree, planned.made, now, self.wanted, stop=stops.left(planned.work), go=stops.go)
+            executor = Executor(self.tree, planned.made, now, self.wanted, stop=stops.left(planned.work), go=stops.go, keeps=True)
             executor.changed = bool(planned.work.steps)
             self._change(executor, pages, planned.work.made)
         except Unchanged as error:

@@ -88,6 +88,7 @@ class Waited:
     source: str  #: how it is known, or why it is not
     nr: int = 0  #: the call, where the kernel shows another number for it; 0: not known
     fresh: bool = False  #: it had only just begun: its whole time is what remains
+    kept: bool = True  #: somebody ends it at its deadline, where the kernel does not
 
 
 def decide(regs: Sequence[int], deliverable: bool, waited: Waited | None = None) -> RetvalDecision:
@@ -131,11 +132,11 @@ def _restarted_by_kernel(nr: int, shown: int, row: Row | None, args: Sequence[in
 
 
 def _interrupted(nr: int, row: Row, args: Sequence[int], waited: Waited | None) -> RetvalDecision:
-    if finite(row, args) and row.expired is not None and waited is not None and waited.remaining_ns is not None:
-        reason = f"{name(nr)} restarts, and is ended at its deadline, {_ms(waited.remaining_ns)} after the stop: {waited.source}"
-        return RetvalDecision(Action.LINGER, ERESTARTNOHAND, reason)
     if finite(row, args) and waited is not None and waited.fresh:
         return RetvalDecision(Action.RESTART, ERESTARTNOHAND, f"{name(nr)} had only just begun: it restarts with its whole timeout")
+    if finite(row, args) and row.expired is not None and waited is not None and waited.remaining_ns is not None and waited.kept:
+        reason = f"{name(nr)} restarts, and is ended at its deadline, {_ms(waited.remaining_ns)} after the stop: {waited.source}"
+        return RetvalDecision(Action.LINGER, ERESTARTNOHAND, reason)
     if finite(row, args):
         why = f" ({waited.source})" if waited is not None else ""
         reason = f"{name(nr)} restarts with its whole timeout: it may end late by the time already waited{why}"

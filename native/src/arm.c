@@ -215,14 +215,25 @@ static int move_up(ckpt_tree *tree, pid_t pid, const struct table *table, struct
     return ran < 0 ? ran : 0; /* no room above: it stays where it is */
 }
 
-static int while_stopped(ckpt_tree *tree, pid_t pid, struct table *table, struct ckpt_track *track) {
+struct arming {
+    ckpt_tree *tree;
+    pid_t pid;
+    struct table *table;
+    struct ckpt_track *track;
+};
+
+static int while_stopped(void *argument) {
+    struct arming *arming = argument;
+    ckpt_tree *tree = arming->tree;
+    pid_t pid = arming->pid;
+    struct ckpt_track *track = arming->track;
     bool stopped = tree->frozen;
     int error = stopped ? 0 : task_freeze(tree, pid);
     if (error)
         return error;
     error = ckpt_mark("arm");
     if (!error)
-        error = track->fresh ? arm_stopped(tree, pid, table, track) : move_up(tree, pid, table, track);
+        error = track->fresh ? arm_stopped(tree, pid, arming->table, track) : move_up(tree, pid, arming->table, track);
     if (!stopped) {
         struct ckpt_fault first = tree->fault;
         int thawed = task_thaw(tree, pid);
@@ -248,7 +259,7 @@ int ckpt_track_arm(ckpt_tree *tree, int32_t pid, int32_t hint_fd, uint64_t hint_
     if (!found)
         track.fresh = 1;
     if (!found || (!error && hint_fd < table.size / 2 && table.top_free > hint_fd))
-        error = while_stopped(tree, pid, &table, &track);
+        error = by_own_tracer(tree, while_stopped, &(struct arming){tree, pid, &table, &track});
     if (error && !found)
         return error;
     tree_fault_clear(tree);

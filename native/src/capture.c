@@ -121,7 +121,8 @@ static void look_ahead(ckpt_tree *tree) {
     tree_fault_clear(tree);
 }
 
-static int frozen_window(struct window *window) {
+static int frozen_window(void *argument) {
+    struct window *window = argument;
     ckpt_tree *tree = window->tree;
     bool ours = !tree->frozen;
     if (ours)
@@ -156,7 +157,7 @@ int ckpt_capture(ckpt_tree *tree, const struct ckpt_capture_options *options, ck
     if (!error)
         error = beside_prepare(&window);
     if (!error)
-        error = frozen_window(&window);
+        error = by_own_tracer(tree, frozen_window, &window);
     beside_end(&window);
     if (error) {
         ckpt_sink_reset(sink);

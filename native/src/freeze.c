@@ -27,6 +27,10 @@ static bool concerns(const struct thread *thread, pid_t pid) { return !pid || th
 static int seize_all(ckpt_tree *tree, pid_t pid) {
     for (size_t i = 0; i < tree->thread_count; i++) {
         struct thread *thread = &tree->threads[i];
+        if (thread->state == THREAD_PARTING) { /* an attempt that has failed has let it go: it is ours still */
+            thread->state = THREAD_SEIZED;
+            thread->interrupted = false;
+        }
         if (!concerns(thread, pid) || thread->state != THREAD_FREE)
             continue;
         int error = thread_seize(tree, thread);
@@ -45,6 +49,7 @@ static int interrupt_all(ckpt_tree *tree, pid_t pid, int cpu) {
         struct thread *thread = &tree->threads[i];
         if (!concerns(thread, pid) || thread->state != THREAD_SEIZED || thread->interrupted)
             continue;
+        wait_looked_at_last(tree, thread);
         int error = thread_interrupt(tree, thread);
         if (error)
             return error;

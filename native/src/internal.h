@@ -19,6 +19,7 @@
 enum thread_state {
     THREAD_FREE,    /* not attached */
     THREAD_SEIZED,  /* attached, running */
+    THREAD_PARTING, /* attached, running into its wait; our end lets it go (parting.c) */
     THREAD_STOPPED, /* at PTRACE_EVENT_STOP: inside get_signal(), so a -51x in rax is honoured on detach */
     THREAD_GONE,    /* exited, or reaped by us */
 };
@@ -35,7 +36,10 @@ struct thread {
     uint64_t sigmask;               /* PTRACE_GETSIGMASK at the stop */
     struct {                        /* since the last look at waits (waits.c) */
         uint32_t stops;             /* freezes */
-        bool woken;                 /* it has slept elsewhere in between */
+        bool woken;                 /* it has been elsewhere in between */
+        bool block;                 /* its wait is one that the kernel keeps */
+        bool placed;                /* a rollback has put it there */
+        bool entered, parted;       /* parting.c: it has begun its wait anew; it was let go by the tracer's end */
         uint64_t asleep;            /* voluntary switches while it sleeps in its wait; 0 = it is in none, or nobody counts */
         uint64_t stopped;           /* the same at its stop, before it ran for us; 0 = not counted */
     } wait;
@@ -96,6 +100,7 @@ struct ckpt_tree {
     struct thread *threads; /* leaders are not first here: order of discovery */
     size_t thread_count, thread_cap;
     bool frozen;
+    bool parting; /* the tracer ends with this freeze (parting.c) */
     bool doomed; /* our death is theirs (newborn.c) */
     uint64_t frozen_at; /* CLOCK_MONOTONIC ns of the first interrupt */
     uint32_t freeze_retries; /* waits of 10 ms for a thread that cannot be stopped yet (a vfork parent) */
@@ -220,9 +225,19 @@ int remote_settle(ckpt_tree *tree, struct task *task);
 int vdso_tail(ckpt_tree *tree, struct task *task);
 
 /* waits.c: the count of voluntary switches says whether a stopped thread is in the very wait that a look has seen it in */
+void wait_looked_at_last(ckpt_tree *tree, struct thread *thread);           /* just before it is interrupted */
 void wait_counted(struct thread *thread, const char *status, size_t bytes); /* its status as read at the stop */
 void wait_stopped(ckpt_tree *tree, struct thread *thread);                  /* before it runs for us: reads that where nobody has */
 void wait_let_go(ckpt_tree *tree, struct thread *thread);                   /* before its detach */
+
+/* parting.c: a freeze by a thread of its own where somebody sleeps in a wait that is to be ended later; run(argument) freezes and thaws */
+int by_own_tracer(ckpt_tree *tree, int (*run)(void *argument), void *argument);
+/* At the thaw: not detached, but sent into its wait. */
+bool parting_wanted(const ckpt_tree *tree, const struct thread *thread);
+int parting_begin(struct thread *thread);
+/* Looks after them until they sleep; the calling thread must end then. */
+void parting_end(ckpt_tree *tree);
+void parting_await(ckpt_tree *tree); /* until that has happened */
 
 /* maps.c: the text of /proc/PID/maps, as little as scanning needs */
 struct map_line {

@@ -114,17 +114,34 @@ static int while_stopped(ckpt_tree *tree, pid_t pid, struct scan *scan, struct c
     return 0;
 }
 
+struct taking {
+    ckpt_tree *tree;
+    pid_t pid;
+    struct scan *scan;
+    struct ckpt_range span;
+    struct map_line **lines;
+    size_t *count;
+    struct map_line **fresh;
+    size_t *fresh_count;
+};
+
+static int stop_and_take(void *argument) {
+    struct taking *t = argument;
+    bool stopped = t->tree->frozen;
+    int error = stopped ? 0 : task_freeze(t->tree, t->pid);
+    if (error)
+        return error;
+    error = while_stopped(t->tree, t->pid, t->scan, t->span, t->lines, t->count, t->fresh, t->fresh_count);
+    int thawed = stopped ? 0 : task_thaw(t->tree, t->pid);
+    return error ? error : thawed;
+}
+
 int uffd_take_in(ckpt_tree *tree, pid_t pid, struct scan *scan, struct scan_hints *hints, struct ckpt_range span, struct map_line **lines,
                  size_t *count) {
     _cleanup_free_ struct map_line *fresh = NULL;
     size_t fresh_count = 0;
-    bool stopped = tree->frozen;
-    int error = stopped ? 0 : task_freeze(tree, pid);
-    if (!error) {
-        error = while_stopped(tree, pid, scan, span, lines, count, &fresh, &fresh_count);
-        int thawed = stopped ? 0 : task_thaw(tree, pid);
-        error = error ? error : thawed;
-    }
+    struct taking taking = {tree, pid, scan, span, lines, count, &fresh, &fresh_count};
+    int error = by_own_tracer(tree, stop_and_take, &taking);
     for (size_t i = 0; i < fresh_count; i++) /* what is gone again was perhaps moved, with its protection */
         if (uffd_unprotect(scan->uffd, fresh[i].start, fresh[i].end))
             hints->lost = true;

@@ -212,6 +212,8 @@ int thread_detach(ckpt_tree *tree, struct thread *thread) {
     if (thread->state != THREAD_STOPPED)
         return 0;
     wait_let_go(tree, thread);
+    if (parting_wanted(tree, thread) && !parting_begin(thread))
+        return 0;
     long error = sys_ptrace(PTRACE_DETACH, thread->tid, 0, 0);
     thread->state = THREAD_FREE;
     if (error == -ESRCH) { /* killed while it was stopped */

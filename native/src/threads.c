@@ -204,6 +204,7 @@ int ckpt_thread_set(ckpt_tree *tree, int32_t tid, const uint64_t *regs, const st
         thread->decision.value = continue_with(&thread->decision);
         memset(&thread->wait, 0, sizeof thread->wait);
         thread->wait.stops = 1; /* what a look has seen was another wait */
+        thread->wait.placed = true;
         thread->regs.orig_rax = (uint64_t)thread->decision.nr;
         own_registers(thread, &own);
         error = (int)sys_ptrace(PTRACE_SETREGS, tid, 0, (uintptr_t)&own);

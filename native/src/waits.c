@@ -6,11 +6,12 @@
  * remembers when that was (se.exec_start in /proc/PID/task/TID/sched).
  *
  * Invariants
- *  1. A look is taken while the tree runs; it costs the frozen window nothing. Inside, one small file is read for each thread that is
- *     in a finite wait of the EINTR family (5-10 us), when it is let go; for no other. At the stop the capture's own copy is used.
+ *  1. A look is taken while the tree runs; it costs the frozen window nothing. Inside, two small files are read for each thread that is
+ *     in a finite wait of the EINTR family (5-10 us), before it is interrupted and when it is let go; for no other. At the stop the
+ *     capture's own copy is used.
  *  2. The same wait, not another one with the same arguments: the count of voluntary switches tells. Asleep it is n, at the stop n + 1; when
  *     it is let go it is counted again (what ran in it meanwhile may have slept), and one more is what it has when it sleeps again.
- *     Whoever woke in between has another count.
+ *     Whoever woke in between has another count, or was seen awake just before the interrupt.
  *  3. The scheduler's clock leaves out what a hypervisor or interrupts took: it lags (30 ms a second were seen), so a beginning is never
  *     taken to be earlier than it was. Where /proc/timer_list can be read, the nearest timer at or before that says the deadline
  *     exactly (ckpt/live/waits.py). A thread that woke in between for nothing seems to have begun then.
@@ -70,10 +71,20 @@ bool wait_shown(int dir, pid_t tid, struct ckpt_wait *ret_wait) {
 }
 
 uint64_t voluntary_switches(ckpt_tree *tree, const struct thread *thread) {
+    char state;
+    return switches_and_state(tree, thread, &state);
+}
+
+uint64_t switches_and_state(ckpt_tree *tree, const struct thread *thread, char *ret_state) {
+    *ret_state = 0;
     char name[NAME_ROOM];
     const struct task *task = tree_task(tree, thread->pid);
     ssize_t bytes = task ? proc_read(task->dir, proc_name(name, "task/", (uint64_t)thread->tid, "/status"), tree->text, TEXT_BYTES) : -ESRCH;
-    return bytes < 0 ? 0 : proc_field(tree->text, (size_t)bytes, "voluntary_ctxt_switches", 10, 0);
+    if (bytes < 0)
+        return 0;
+    const char *at = memmem(tree->text, (size_t)bytes, "\nState:\t", 8);
+    *ret_state = at && at + 8 < tree->text + bytes ? at[8] : 0;
+    return proc_field(tree->text, (size_t)bytes, "voluntary_ctxt_switches", 10, 0);
 }
 
 /* ---- how long it may last ---- */
@@ -189,6 +200,7 @@ int64_t ckpt_waits_look(ckpt_tree *tree, struct ckpt_wait *ret_waits, size_t cap
             continue; /* it woke between two reads: they are of two waits */
         wait.same = wait.switches && wait.switches == expected;
         thread->wait.asleep = wait.switches;
+        thread->wait.block = wait.block;
         if (count < cap)
             ret_waits[count] = wait;
         count++;
@@ -216,11 +228,23 @@ int ckpt_clock_gap(int32_t cpu, int64_t *ret_gap) {
 
 /* ---- in a freeze, and after it ---- */
 
+/* One that has been woken, and has begun the next wait but does not sleep in it yet, has the count of one that still sleeps in the first.
+ * Asleep here it is in the first, for between here and the interrupt there is no time to get from one to the other. */
+void wait_looked_at_last(ckpt_tree *tree, struct thread *thread) {
+    char name[NAME_ROOM];
+    struct proc_stat stat;
+    const struct task *task = tree_task(tree, thread->pid);
+    if (!thread->wait.asleep || thread->wait.woken || thread->wait.block || !task)
+        return;
+    if (proc_stat(task->dir, proc_name(name, "task/", (uint64_t)thread->tid, "/stat"), &stat) || stat.state != 'S')
+        thread->wait.woken = true;
+}
+
 /* Stopped again before it slept again: one switch less. The calls that the kernel keeps are not counted at each thaw: any number of such. */
 static void check(struct thread *thread) {
     uint64_t at = thread->wait.stopped, asleep = thread->wait.asleep, stops = thread->wait.stops;
     bool block = thread->decision.value == RESTART_BLOCK;
-    if (asleep && at && (at < asleep + (stops == 1) || at > asleep + (block ? 2 * stops - 1 : 1)))
+    if (asleep && at && !thread->wait.placed && (at < asleep + (stops == 1) || at > asleep + (block ? 2 * stops - 1 : 1)))
         thread->wait.woken = true;
 }
 
@@ -242,7 +266,8 @@ void wait_let_go(ckpt_tree *tree, struct thread *thread) {
     if (!wait_must_be_kept(thread))
         return;
     wait_stopped(tree, thread);
-    thread->wait.asleep = voluntary_switches(tree, thread) + 1;
+    if (!tree->parting)
+        thread->wait.asleep = 0; /* nobody will know where it sleeps: parting.c */
 }
 
 int64_t ckpt_waits_left(ckpt_tree *tree, struct ckpt_wait *ret_waits, size_t cap) {
