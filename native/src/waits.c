@@ -6,11 +6,10 @@
  * remembers when that was (se.exec_start in /proc/PID/task/TID/sched).
  *
  * Invariants
- *  1. A look is taken while the tree runs; it costs the frozen window nothing. Inside, two small files are read for each thread that is
- *     in a finite wait of the EINTR family (5-10 us), before it is interrupted and when it is let go; for no other. At the stop the
- *     capture's own copy is used.
- *  2. The same wait, not another one with the same arguments: the count of voluntary switches tells. Asleep it is n, at the stop n + 1; when
- *     it is let go it is counted again (what ran in it meanwhile may have slept), and one more is what it has when it sleeps again.
+ *  1. A look is taken while the tree runs; it costs the frozen window nothing. Inside, one small file is read for each thread that is
+ *     in a finite wait of the EINTR family (5-10 us), before it is interrupted; for no other. At the stop the capture's own copy is used.
+ *  2. The same wait, not another one with the same arguments: the count of voluntary switches tells. Asleep it is n, at the stop n + 1; what
+ *     it has when it sleeps there again after the thaw is seen by parting.c.
  *     Whoever woke in between has another count, or was seen awake just before the interrupt.
  *  3. The scheduler's clock leaves out what a hypervisor or interrupts took: it lags (30 ms a second were seen), so a beginning is never
  *     taken to be earlier than it was. Where /proc/timer_list can be read, the nearest timer at or before that says the deadline
