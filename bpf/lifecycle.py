@@ -7,12 +7,11 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
-from types import TracebackType
-from typing import Self
 
 from bpf import calls
 from bpf.program import Program
 from bpf.ring import Ring
+from bpf.told import Told
 
 _RING_BYTES = 1 << 20  #: 18,000 changes
 _ENTRIES = 16384
@@ -41,7 +40,7 @@ class Change:
     result: int  #: FORK, THREAD: the parent; EXEC: the thread's number before; END: 1 = the process too; MAPPING: what the call gave
 
 
-class Filter:
+class Filter(Told):
     """Processes that are looked at. Follows forks by itself from the moment it is made; who is there already is added. Changes of
     mappings come with `Syscalls`, which sees the calls."""
 
@@ -77,13 +76,3 @@ class Filter:
     def lost(self) -> int:
         """Changes that found no room."""
         return self._program.counter("untold")
-
-    def close(self) -> None:
-        self._ring.close()
-        self._program.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()

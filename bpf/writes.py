@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from bpf.lifecycle import Filter
 from bpf.program import Program
 from bpf.ring import Ring
+from bpf.told import Told
 
 RECORD = 48  #: bytes of one event in what `take_raw` gives
 RING_BYTES = 16 << 20  #: 350,000 first writes between two readings
@@ -26,7 +26,7 @@ class Write(NamedTuple):
     pad: int
 
 
-class Writes:
+class Writes(Told):
     def __init__(self, tree: Filter, ring_bytes: int = RING_BYTES) -> None:
         self._program = Program("writes", {"by_user": "page_fault_user", "by_kernel": "page_fault_kernel"}, tree.shared, ring_bytes)
         self._ring = Ring(self._program.maps["events"], ring_bytes, "QQQIIiI")
@@ -48,13 +48,3 @@ class Writes:
     def lost(self) -> int:
         """Events that found no room, all in all."""
         return self._program.counter("lost")
-
-    def close(self) -> None:
-        self._ring.close()
-        self._program.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
