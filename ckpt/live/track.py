@@ -123,6 +123,12 @@ def compared_pages(tracks: Sequence[core.Track]) -> int:
     return min(sum(map(resident_pages, whole)), SINK_COMPARED_MAX)
 
 
+def stand_aside(tree: core.Tree) -> None:
+    """Before any work beside the running program."""
+    if resident_pages(tree.pid) > SMALL_PAGES:
+        tree.aside()
+
+
 def resident_pages(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
 

@@ -95,7 +95,7 @@ def _rollback(request: Request, progress: Callable[[str], None], *, only_unfinis
         ref = living(generation, wanted, request.pid)
         stack.enter_context(runtime.target_lock(ref))
         tree = stack.enter_context(core.Tree(ref.pid, ref.start_ticks))
-        tree.aside()
+        track.stand_aside(tree)
         if only_unfinished and journal.load(ref) is None:
             return None  # another ckpt was at work on it, and has finished
         restored = wanted.root != ref

@@ -123,8 +123,7 @@ def _snapshot(request: Request, progress: Progress, witness: Telemetry | None) -
     with ExitStack() as stack:
         stack.enter_context(runtime.target_lock(ref))  # first of all: another ckpt at work there would look like a tracer
         tree = stack.enter_context(core.Tree(ref.pid, ref.start_ticks))
-        if track.resident_pages(ref.pid) > track.SMALL_PAGES:
-            tree.aside()
+        track.stand_aside(tree)
         if request.asker:
             await_asker(ref.pid, request.asker)
         passed = preflight(tree)
