@@ -11,7 +11,7 @@
  *  4. The core knows processes, not what their bytes mean: it hands text of /proc and structs of the kernel over raw.
  *  5. Whatever happens to the caller (kill -9 included), the target goes on and computes the right result. Each
  *     function says in its .c file how it keeps that.
- *  6. Times are CLOCK_MONOTONIC nanoseconds.
+ *  6. Times are nanoseconds of the machine's CLOCK_MONOTONIC, in whatever time namespace the caller is (clock.c); start_ticks too are the machine's.
  */
 #ifndef CKPT_NATIVE_H
 #define CKPT_NATIVE_H
@@ -59,10 +59,19 @@ enum ckpt_feature {
     CKPT_F_SUSPEND_SECCOMP = 9,
     CKPT_F_RSEQ_CONFIGURATION = 10,
     CKPT_F_VDSO_TAIL = 11, /* room for the stub behind the vdso's last byte */
-    CKPT_F_COUNT = 12,
+    CKPT_F_TIME_NAMESPACE = 12, /* with offsets that may be written */
+    CKPT_F_COUNT = 13,
 };
 /* ret_errors[i] = 0 when feature i works here, else the negative errno that the probe met. */
 int ckpt_probe(int32_t *ret_errors, size_t count);
+
+/* ---- clocks (clock.c): the machine's, or offsets from those ---- */
+struct ckpt_clocks {
+    int64_t monotonic, boottime; /* ns */
+};
+void ckpt_clocks_now(struct ckpt_clocks *ret_now);
+/* What we see, minus the machine's. */
+void ckpt_clocks_own(struct ckpt_clocks *ret_offsets);
 
 /* ---- the tree: which tasks, seized or not (tree.c) ---- */
 typedef struct ckpt_tree ckpt_tree;
@@ -86,6 +95,9 @@ int ckpt_tree_thaw(ckpt_tree *tree);
 /* Until the handle is closed, the caller and what threads it makes keep off the CPUs where threads of the tree run just now, but for the
  * freeze itself; nothing happens where none runs, or no other CPU is left. */
 void ckpt_tree_aside(ckpt_tree *tree);
+/* fd: cgroup.freeze of a control group (v2) that the tree has to itself, -1 = none; the caller keeps it open. From then on the whole tree
+ * is stopped through it; theirs: somebody has frozen it, and finds it frozen. */
+void ckpt_tree_freezer(ckpt_tree *tree, int fd, int theirs);
 /* To be called before the first freeze: from then on the death of the caller, or closing the handle while it is frozen, kills the tasks. */
 int ckpt_tree_doom(ckpt_tree *tree);
 /* A doomed tree runs while we stay its tracer: our death is its death until it is left (attend.c). All three by the thread that froze it. */
@@ -206,6 +218,7 @@ enum ckpt_work {
     CKPT_W_MQUEUE = 4096,   /* of a POSIX message queue, and of nothing else: its attributes, and what it says to a read */
     CKPT_W_OWNER = 8192,    /* whom it signals, and by which signal */
     CKPT_W_GROUPS = 16384,  /* of UDP sockets: multicast groups (fdgroups.c) */
+    CKPT_W_SENDING = 32768, /* of a TCP connection that PEEK is for: bytes that wait to be sent, or sent again (fdsending.c) */
 };
 #define CKPT_UNNAMED_BYTES (64 << 20)
 struct ckpt_sockopt { int32_t level, name, size, domain, type; /* of which sockets it is asked, 0 = any */ };
@@ -360,9 +373,23 @@ int ckpt_task_reap(ckpt_tree *tree, int32_t parent, int32_t pid, int32_t number)
 /* State of one frozen thread; any pointer may be NULL = leave alone. regs continue by decision (rax as given there). */
 int ckpt_thread_set(ckpt_tree *tree, int32_t tid, const uint64_t *regs, const struct ckpt_decision *decision,
                     const uint8_t *xstate, size_t xstate_bytes, const uint64_t *sigmask);
-/* After its registers were set to a wait that the kernel keeps (rax = -516): it is given so much time more. 1 = done, or it has its result;
- * 0 = it begins anew with its whole time (rebuild.c). */
-int ckpt_thread_rebuild(ckpt_tree *tree, int32_t tid, uint64_t ns);
+/* The same of many threads: everything is set, from these rows. */
+struct ckpt_thread_state {
+    int32_t tid;
+    uint32_t xstate_bytes;
+    uint64_t xstate; /* where it stands in `xstates` */
+    uint64_t sigmask;
+    struct ckpt_decision decision;
+    uint64_t regs[27];
+};
+int ckpt_threads_set(ckpt_tree *tree, const struct ckpt_thread_state *states, size_t count, const uint8_t *xstates);
+/* After registers were set to waits that the kernel keeps (rax = -516): each is given so much time more, all together (rebuild.c). */
+struct ckpt_remaining {
+    int32_t tid;
+    uint32_t done; /* 1 = so it is, or it has its result; 0 = it begins anew with its whole time */
+    uint64_t ns;
+};
+int ckpt_threads_rebuild(ckpt_tree *tree, struct ckpt_remaining *waits, size_t count);
 int ckpt_thread_get(ckpt_tree *tree, int32_t tid, uint64_t *ret_regs, uint8_t *ret_xstate, size_t cap, uint64_t *ret_sigmask);
 /* Pages of a frozen process. Runs of DATA only; data holds them in order. Falls back to /proc/PID/mem where a mapping is not writable. */
 int ckpt_pages_write(ckpt_tree *tree, int32_t pid, const struct ckpt_run *runs, size_t count, const uint8_t *data);
@@ -414,13 +441,14 @@ int ckpt_tree_signal(ckpt_tree *tree, int32_t pid, int32_t signal);
 
 /* ---- a process for a restore to fill (newborn.c) ---- */
 /* Forks an empty child with this number (0 = any): no descriptors but those of keep (sorted), all signals blocked, in a session of its own
- * if asked for. It waits to be seized and dies with the caller. -EEXIST: the number is taken; -EPERM: choosing one is not allowed. */
-int ckpt_newborn(int32_t pid, int own_session, const int32_t *keep, size_t keep_count, int32_t *ret_pid);
+ * if asked for. It waits to be seized and dies with the caller. -EEXIST: the number is taken; -EPERM: choosing one is not allowed.
+ * offsets: of its clocks, in a time namespace of its own; where that cannot be had, and with NULL, it has our clocks. */
+int ckpt_newborn(int32_t pid, int own_session, const int32_t *keep, size_t keep_count, const struct ckpt_clocks *offsets, int32_t *ret_pid);
 
 /* The same inside a new pid namespace (and others: CLONE_NEW*), as the only child of its first process (init.c), which ends when ret_keep is
  * closed, or goes on without us when one byte is written there. pid: its number inside (not 1); ret_init, ret_pid: numbers as we see them. */
-int ckpt_newborn_apart(uint64_t namespaces, int32_t pid, const int32_t *fds, size_t fd_count, int32_t *ret_init, int32_t *ret_pid,
-                       int32_t *ret_keep);
+int ckpt_newborn_apart(uint64_t namespaces, int32_t pid, const int32_t *fds, size_t fd_count, const struct ckpt_clocks *offsets, int32_t *ret_init,
+                       int32_t *ret_pid, int32_t *ret_keep);
 
 /* The calling thread enters the namespace that the descriptor (of /proc/PID/ns/...) names. */
 int ckpt_enter(int32_t namespace_fd);

@@ -6,8 +6,9 @@
  * Invariants
  *  1. A question with an answer buffer gets a zeroed buffer of its own in the slot; the answer is recorded whole, whatever the call returned.
  *  2. A question may fail; the next is asked all the same.
- *  3. The disposition of a signal that is not caught is not asked: status says whether it is ignored, and nothing else of it has an
- *     effect (SIGCHLD's flags have: it is always asked). Its answer is made here.
+ *  3. What is known is not asked, its answer is made here: the disposition of a signal that is not caught (status says whether it is
+ *     ignored, and nothing else of it has an effect; SIGCHLD's flags have: it is always asked), and timers where /proc shows none.
+ *     Slots have no room for it: each page of them is a fault inside the target.
  *  4. Whatever fails here, every thread that was started is waited for, and every bridge that was opened is closed.
  */
 #define _GNU_SOURCE
@@ -17,6 +18,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+
+#define NOWHERE SIZE_MAX
 
 struct asked { /* one thread */
     struct flight flight;
@@ -36,7 +39,7 @@ struct round {
     uint8_t *slots;      /* the data part of one memory at a time */
     uint8_t *code;
     uint8_t *own;        /* what they stand in, if the tree's text buffer is too small */
-    size_t *answer_at;   /* per question: its buffer behind the slot's calls */
+    size_t *answer_at;   /* per question: its buffer behind the slot's calls; NOWHERE: everybody's answer is known */
     size_t calls[2];     /* questions that a thread gets; one that answers for its process */
 };
 
@@ -49,17 +52,24 @@ static size_t answer_of(const struct round *round, const struct asked *asked, si
     return SLOT_HEADER + round->calls[asked->whole] * sizeof(struct ckpt_call) + round->answer_at[question];
 }
 
-/* rt_sigaction for a signal whose disposition is the default, or to ignore it. */
-static bool is_known(const struct ckpt_question *question, uint64_t caught) {
+static bool is_uncaught(const struct ckpt_question *question, const struct task *task) {
     uint64_t sig = question->arg[0];
-    return question->nr == SYS_rt_sigaction && sig >= 1 && sig <= 64 && sig != SIGCHLD && !(caught & (UINT64_C(1) << (sig - 1)));
+    return question->nr == SYS_rt_sigaction && sig >= 1 && sig <= 64 && sig != SIGCHLD && !(task->bridge.caught & (UINT64_C(1) << (sig - 1)));
 }
 
-static size_t load_calls(const struct round *round, const struct asked *asked, uint64_t caught, struct ckpt_call *calls) {
+static bool is_timerless(const struct ckpt_question *question, const struct task *task) {
+    return question->nr == SYS_timer_gettime && task->timerless;
+}
+
+static bool is_known(const struct ckpt_question *question, const struct task *task) {
+    return is_uncaught(question, task) || is_timerless(question, task);
+}
+
+static size_t load_calls(const struct round *round, const struct asked *asked, const struct task *task, struct ckpt_call *calls) {
     size_t used = 0;
     for (size_t q = 0; q < round->count; q++) {
         const struct ckpt_question *question = &round->questions[q];
-        if (!wants(round, asked, q) || is_known(question, caught))
+        if (!wants(round, asked, q) || is_known(question, task))
             continue;
         struct ckpt_call call = {.nr = question->nr, .may_fail = 1};
         memcpy(call.arg, question->arg, sizeof call.arg);
@@ -112,7 +122,7 @@ static int load_memory(const struct round *round, struct task *owner) {
         if (error)
             return tree_fail(tree, error, "stub", task->pid, tree->threads[i].tid, -1, 0, NULL);
         head.calls = at + SLOT_HEADER;
-        head.calls_end = head.calls + load_calls(round, asked, task->bridge.caught, (void *)(slot + SLOT_HEADER)) * sizeof(struct ckpt_call);
+        head.calls_end = head.calls + load_calls(round, asked, task, (void *)(slot + SLOT_HEADER)) * sizeof(struct ckpt_call);
         head.data = at;
         memcpy(slot, &head, sizeof head);
     }
@@ -147,24 +157,28 @@ static int fly(const struct round *round) {
     return first_error;
 }
 
-/* What rt_sigaction would have answered. */
-static int record_known(const struct round *round, const struct asked *asked, size_t q, uint64_t ignored, ckpt_sink *sink) {
+/* What the call would have answered. */
+static int record_known(const struct round *round, const struct asked *asked, size_t q, const struct task *task, ckpt_sink *sink) {
     const struct ckpt_question *question = &round->questions[q];
-    struct { int64_t ret; uint64_t action[4]; } known = {.action = {ignored >> (question->arg[0] - 1) & 1 ? (uintptr_t)SIG_IGN : (uintptr_t)SIG_DFL}};
-    size_t size = question->answer_size < sizeof known.action ? question->answer_size : sizeof known.action;
+    struct { int64_t ret; uint64_t answer[4]; } known = {0};
+    if (is_timerless(question, task))
+        known.ret = -EINVAL;
+    else
+        known.answer[0] = task->bridge.ignored >> (question->arg[0] - 1) & 1 ? (uintptr_t)SIG_IGN : (uintptr_t)SIG_DFL;
+    size_t size = question->answer_size < sizeof known.answer ? question->answer_size : sizeof known.answer;
     return sink_record(sink, CKPT_R_ANSWER, asked->pid, 0, -1, (int)q, &known, sizeof known.ret + size);
 }
 
 static int record(const struct round *round, const struct asked *asked, const uint8_t *slot, ckpt_sink *sink) {
-    const struct bridge *status = &tree_task(round->tree, asked->pid)->bridge;
+    const struct task *task = tree_task(round->tree, asked->pid);
     const struct ckpt_call *call = (const void *)(slot + SLOT_HEADER);
     for (size_t q = 0; q < round->count; q++) {
         const struct ckpt_question *question = &round->questions[q];
         size_t size = question->answer_arg < 6 ? question->answer_size : 0;
         if (!wants(round, asked, q))
             continue;
-        if (is_known(question, status->caught)) {
-            int error = record_known(round, asked, q, status->ignored, sink);
+        if (is_known(question, task)) {
+            int error = record_known(round, asked, q, task, sink);
             if (error)
                 return error;
             continue;
@@ -196,12 +210,34 @@ static int collect(const struct round *round, struct task *owner, ckpt_sink *sin
     return 0;
 }
 
+/* Status and timers of every process, before anybody runs for us. */
+static int look_at_all(const struct round *round) {
+    ckpt_tree *tree = round->tree;
+    int error = 0;
+    for (size_t t = 0; t < tree->task_count && !error; t++) {
+        struct task *task = &tree->tasks[t];
+        task->timerless = tree_knows(tree, task->timerless_at);
+        error = task_any_thread(tree, task) ? inject_prepare(tree, task) : 0;
+    }
+    return error;
+}
+
+static bool is_asked(const struct round *round, size_t question) {
+    for (size_t t = 0; t < round->tree->task_count; t++)
+        if (task_any_thread(round->tree, &round->tree->tasks[t]) && !is_known(&round->questions[question], &round->tree->tasks[t]))
+            return true;
+    return false;
+}
+
 static int measure(struct round *round) {
     size_t at = 0, bytes[2] = {0};
     for (uint32_t of_process = 0; of_process < 2; of_process++) {
         round->calls[of_process] = of_process ? round->calls[0] : 0;
         for (size_t q = 0; q < round->count; q++) {
             if (round->questions[q].per_thread == of_process)
+                continue;
+            round->answer_at[q] = NOWHERE;
+            if (!is_asked(round, q))
                 continue;
             round->calls[of_process]++;
             round->answer_at[q] = at;
@@ -233,7 +269,9 @@ static void who_answers(const struct round *round) {
 
 static int ask(struct round *round, ckpt_sink *sink) {
     ckpt_tree *tree = round->tree;
-    int error = measure(round);
+    int error = look_at_all(round);
+    if (!error)
+        error = measure(round);
     who_answers(round);
     for (size_t t = 0; t < tree->task_count && !error; t++)
         if (memory_owner(tree, &tree->tasks[t]) == &tree->tasks[t])

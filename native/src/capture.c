@@ -43,6 +43,7 @@ static void window_close(struct window *window) {
     free(window->lines);
     free(window->beside.text);
     free(window->beside.maps);
+    free(window->beside.rows);
     free(window->groups);
 }
 
@@ -128,7 +129,11 @@ static int frozen_window(void *argument) {
     if (ours)
         look_ahead(tree);
     uint64_t since = now_ns(), start = since;
+    tree->told.stands = beside_stands;
+    tree->told.falls = beside_falls;
+    tree->told.argument = window;
     int error = ours ? task_freeze(tree, 0) : 0;
+    memset(&tree->told, 0, sizeof tree->told);
     if (error)
         return error;
     start = ours ? tree->frozen_at : start;
@@ -155,10 +160,13 @@ int ckpt_capture(ckpt_tree *tree, const struct ckpt_capture_options *options, ck
     if (!error)
         error = scan_prepare(tree, options->scan_threads);
     if (!error)
+        error = ahead_open(tree, options->thread_files);
+    if (!error)
         error = beside_prepare(&window);
     if (!error)
         error = by_own_tracer(tree, frozen_window, &window);
     beside_end(&window);
+    ahead_close(tree);
     if (error) {
         ckpt_sink_reset(sink);
         return tree_fail(tree, error, "capture", tree->root, 0, -1, 0, NULL);

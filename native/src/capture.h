@@ -27,10 +27,17 @@ struct text_at {
 
 /* Pages taken by the helper while the tracer does the rest (memories.c). */
 struct beside {
-    bool wanted, begun, running;
+    bool wanted, early, begun, running; /* early: it reads maps, and waits for `word` */
+    uint32_t word;         /* enum word of memories.c; changed by the tracer, awaited by the helper */
     uint32_t looked;       /* enum look of memories.c; changed by the helper, awaited by the tracer */
     char *text;            /* what the helper reads of /proc, touched ahead */
     struct text_at *maps;  /* by task: in text */
+    struct layout_of {     /* by task: whose maps are read, as the tracer knew it when it said so */
+        pid_t pid;
+        int dir;
+        bool reads;
+    } *rows;
+    size_t row_count, row_cap; /* of both */
     size_t next;           /* the first task whose memory is not done */
     bool scanned;          /* its runs are known, its pages are to be copied */
     bool objects;          /* among the memories that are done there are mappings of shared objects, perhaps */
@@ -76,6 +83,9 @@ int raw_zombie(struct window *window, const struct task *task);
 int raw_shares(struct window *window, size_t task);
 /* memories.c: the pages. Before the freeze; as soon as it stands; the rest, or all of it; done; after the thaw. */
 int beside_prepare(struct window *window);
+/* Both for tree->told, their argument is the window. */
+void beside_stands(void *argument);
+void beside_falls(void *argument);
 int beside_run(struct window *window);
 int pages_phase(struct window *window);
 void beside_join(struct window *window);
@@ -94,6 +104,7 @@ int fd_work(struct window *window, const struct open_fd *entry, int dup, const s
 int fd_queue(struct window *window, const struct open_fd *entry, int dup, int own);
 int fd_timer(struct window *window, pid_t pid, int fd, int dup);
 int fd_groups(struct window *window, const struct open_fd *entry, int dup, int domain);
+int fd_sending(struct window *window, const struct open_fd *entry, int dup);
 int fd_socket(struct window *window, const struct open_fd *entry, int dup, const struct ckpt_want *want);
 int diag_open(void);
 /* objects.c */

@@ -25,6 +25,7 @@ struct action { /* struct kernel_sigaction */
 
 /* Waits until the thread has ended; of what it meets on the way only `signal` is passed on. */
 static int wait_end(ckpt_tree *tree, struct thread *thread, int signal) {
+    tree_moves(tree);
     for (;;) {
         int status, got = sys_wait(thread->tid, &status, 0); /* blocks: it wants this CPU (pace.c) */
         if (got < 0 || !WIFSTOPPED(status)) {

@@ -11,7 +11,7 @@
  *   PEEK        AF_UNIX, UDP, TCP of one address: per message of the receive queue u32 n, u32 flags (1: carries descriptors or other
  *               control data; 2: a pending error forbids to look), u32 n_from, bytes[n], from[n_from]: the sender's struct sockaddr, of datagrams; a stream is one message.
  *   TIMERFD     struct itimerspec, asked before fdinfo is read (until then an expired periodic timer shows nonsense there);
- *               u64 CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_BOOTTIME of that moment, ns
+ *               u64 CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_BOOTTIME of that moment, as the program sees them, ns
  *   SEALS       i32 seals or -errno
  *   CONTENTS    no bytes; the pages are an object space with its CKPT_R_OBJECT
  *   TTY         struct termios2 (44 bytes), struct winsize (8), then i32, each -errno where there is none: TIOCGPTN, TIOCGPTLCK,
@@ -23,6 +23,7 @@
  *   MQUEUE      i64 flags, room, size of a message, count, then what it says to a read (who is notified), at most 255 bytes; no
  *               record of what is no POSIX message queue
  *   GROUPS      of UDP sockets that are in multicast groups: fdgroups.c
+ *   SENDING     bytes that a TCP connection of this machine with itself has not got acknowledged: fdsending.c; no record where all goes well
  *   OWNER       i32 type, number, signal; no record where nothing is set
  *   DUPLICATE   no record: struct ckpt_fd.duplicate is our number
  *
@@ -168,6 +169,8 @@ static int work_once(struct window *window, const struct look *look, const struc
     if (*dup < 0 && (want->work & WORK_BY_DUPLICATE))
         *dup = sys_pidfd_getfd(look->pidfd, look->fd);
     int error = fd_work(window, &entry, *dup, want);
+    if (!error && S_ISSOCK(look->stat.st_mode))
+        error = fd_socket(window, &entry, *dup, want);
     if (!error && wants_contents(want, look))
         error = contents(window, look);
     if (!error && (want->work & CKPT_W_DUPLICATE) && *dup >= 0)

@@ -93,13 +93,12 @@ static int found_children(ckpt_tree *tree, const char *text, size_t bytes) {
     return found;
 }
 
-static int children_of(ckpt_tree *tree, const struct task *task, pid_t tid) {
-    char name[NAME_ROOM];
-    ssize_t bytes = proc_read(task->dir, proc_name(name, "task/", (uint64_t)tid, "/children"), tree->text, TEXT_BYTES);
+static int children_of(ckpt_tree *tree, const struct thread *thread) {
+    ssize_t bytes = ahead_read(tree, thread, AHEAD_CHILDREN, "children", tree->text, TEXT_BYTES);
     if (bytes == -ENOENT || bytes == -ESRCH)
         return 0; /* the thread is gone, which its own list tells */
     if (bytes < 0)
-        return tree_fail(tree, (int)bytes, "children", task->pid, tid, -1, 0, NULL);
+        return tree_fail(tree, (int)bytes, "children", thread->pid, thread->tid, -1, 0, NULL);
     return found_children(tree, tree->text, (size_t)bytes);
 }
 
@@ -115,7 +114,7 @@ int tree_discover(ckpt_tree *tree) {
         for (size_t j = 0; j < tree->thread_count; j++) {
             if (tree->threads[j].pid != tree->tasks[i].pid || tree->threads[j].state == THREAD_GONE)
                 continue;
-            got = children_of(tree, &tree->tasks[i], tree->threads[j].tid);
+            got = children_of(tree, &tree->threads[j]);
             if (got < 0)
                 return got;
             found += got;

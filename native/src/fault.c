@@ -10,7 +10,6 @@
  */
 #include "internal.h"
 #include <string.h>
-#include <time.h>
 
 static void copy_text(char *to, size_t room, const char *from) {
     size_t length = from ? strnlen(from, room - 1) : 0;
@@ -33,12 +32,6 @@ int tree_fail(ckpt_tree *tree, int error, const char *step, pid_t pid, pid_t tid
 }
 
 void ckpt_tree_last_fault(const ckpt_tree *tree, struct ckpt_fault *ret_fault) { *ret_fault = tree->fault; }
-
-uint64_t now_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 /* Returns through a volatile so that a caller never learns at compile time that nothing happens here. */
 __attribute__((visibility("default"), noinline)) int ckpt_mark(const char *phase) {

@@ -11,6 +11,8 @@
  *  4. A stream is peeked in one call; the kernel stops where descriptors are attached, and the message is then flagged.
  *  5. Only options that the socket may have are asked for, and what is zero gives no record (but for IPv6, where zero may be chosen):
  *     an answer costs some 0.1 us, there are many, and most of them are zero.
+ *  6. SO_GET_FILTER counts in instructions, gives how many there are where it is asked for none, and EACCES where the program is eBPF, which
+ *     cannot be had back (net/core/filter.c, sk_get_filter): then the record is empty.
  */
 #define _GNU_SOURCE
 #include "capture.h"
@@ -37,7 +39,8 @@ enum {
     FLAG_CONTROL = 1,
     FLAG_UNREADABLE = 2,
     PEEK_HEAD = 12,
-    TCP_QUEUE_ROOM = 256 << 10, /* of more than this nothing is read */
+    FILTER_UNIT = 8, /* bytes of a struct sock_filter */
+    TCP_QUEUE_ROOM = 32 << 20, /* of more than this nothing is read */
 };
 
 static int32_t number_option(int fd, int name) {
@@ -91,12 +94,33 @@ static bool is_zero(const char *bytes, size_t size) {
     return true;
 }
 
+static int filter(struct window *window, const struct open_fd *entry, int dup, int index) {
+    size_t count = 0;
+    int error = sys_getsockopt(dup, SOL_SOCKET, SO_GET_FILTER, NULL, &count);
+    if (error == -EACCES)
+        return sink_record(window->sink, CKPT_R_FD_OPTION, entry->pid, 0, entry->fd, index, "", 0);
+    if (error || !count)
+        return 0;
+    char *room = sink_record_begin(window->sink, CKPT_R_FD_OPTION, entry->pid, 0, entry->fd, index, count * FILTER_UNIT);
+    if (!room)
+        return -ENOMEM;
+    if (!sys_getsockopt(dup, SOL_SOCKET, SO_GET_FILTER, room, &count))
+        sink_record_commit(window->sink, count * FILTER_UNIT);
+    return 0;
+}
+
 static int options(struct window *window, const struct open_fd *entry, int dup, const struct ckpt_want *want) {
     int32_t domain = number_option(dup, SO_DOMAIN), protocol = number_option(dup, SO_PROTOCOL), type = number_option(dup, SO_TYPE);
     for (uint32_t i = 0; i < want->option_count; i++) {
         char value[OPTION_ROOM];
         if (!may_have(domain, type, protocol, &want->options[i]))
             continue;
+        if (want->options[i].level == SOL_SOCKET && want->options[i].name == SO_GET_FILTER) {
+            int error = filter(window, entry, dup, (int)i);
+            if (error)
+                return error;
+            continue;
+        }
         size_t size = want->options[i].size > 0 && want->options[i].size < OPTION_ROOM ? (size_t)want->options[i].size : OPTION_ROOM;
         if (sys_getsockopt(dup, want->options[i].level, want->options[i].name, value, &size))
             continue;
@@ -226,7 +250,10 @@ static int unix_diag(struct window *window, const struct open_fd *entry) {
     return sink_record(window->sink, CKPT_R_FD_WORK, entry->pid, 0, entry->fd, CKPT_W_UNIX_DIAG, head + 1, head->nlmsg_len - sizeof *head);
 }
 
-/* Of the network's sockets the queue is wanted of UDP, and of a TCP connection whose ends have one address: its peer may be in the tree. */
+static bool is_loopback(const struct sockaddr_in *name) { return ntohl(name->sin_addr.s_addr) >> 24 == IN_LOOPBACKNET; }
+
+/* Of the network's sockets the queue is wanted of UDP, and of a TCP connection whose ends have one address, or who calls a loopback address
+ * (127.0.0.1 calls 127.0.0.2): its peer may be in the tree. */
 static bool wants_queue(int fd) {
     int32_t domain = number_option(fd, SO_DOMAIN);
     if (domain != AF_INET && domain != AF_INET6)
@@ -242,7 +269,7 @@ static bool wants_queue(int fd) {
     const struct sockaddr_in *four[2] = {(void *)&local, (void *)&peer};
     const struct sockaddr_in6 *six[2] = {(void *)&local, (void *)&peer};
     if (local.ss_family == AF_INET)
-        return four[0]->sin_addr.s_addr == four[1]->sin_addr.s_addr;
+        return four[0]->sin_addr.s_addr == four[1]->sin_addr.s_addr || (is_loopback(four[0]) && is_loopback(four[1]));
     return local.ss_family == AF_INET6 && !memcmp(&six[0]->sin6_addr, &six[1]->sin6_addr, sizeof six[0]->sin6_addr);
 }
 
@@ -255,6 +282,8 @@ int fd_socket(struct window *window, const struct open_fd *entry, int dup, const
         error = options(window, entry, dup, want);
     if (!error && dup >= 0 && (want->work & CKPT_W_PEEK) && (local || wants_queue(dup)))
         error = queued(window, entry, dup);
+    if (!error && dup >= 0 && !local && (want->work & CKPT_W_SENDING) && wants_queue(dup))
+        error = fd_sending(window, entry, dup);
     if (!error && dup >= 0 && (want->work & CKPT_W_GROUPS) && number_option(dup, SO_PROTOCOL) == IPPROTO_UDP)
         error = fd_groups(window, entry, dup, number_option(dup, SO_DOMAIN));
     if (!error && local && (want->work & CKPT_W_UNIX_DIAG))

@@ -31,17 +31,29 @@ static int answer(struct window *window, const struct open_fd *entry, uint32_t w
     return sink_record(window->sink, CKPT_R_FD_WORK, entry->pid, 0, entry->fd, (int)work, bytes, size);
 }
 
+/* The program's clocks, which an instant of its own is of: where it is in a time namespace they are not ours. */
+static struct ckpt_clocks clocks_there(struct window *window, pid_t pid) {
+    struct task *task = tree_task(window->tree, pid);
+    struct ckpt_clocks now;
+    if (task && !task->clocked) {
+        task->clocks = clocks_of(task->dir);
+        task->clocked = true;
+    }
+    ckpt_clocks_now(&now);
+    return task ? (struct ckpt_clocks){now.monotonic + task->clocks.monotonic, now.boottime + task->clocks.boottime} : now;
+}
+
 int fd_timer(struct window *window, pid_t pid, int fd, int dup) {
     struct {
         struct itimerspec value;
         uint64_t monotonic, realtime, boottime; /* an absolute timer's instant = what remains + its clock at that moment */
-    } timer = {.monotonic = now_ns()};
-    struct timespec wall, boot;
+    } timer = {0};
+    struct timespec wall;
+    struct ckpt_clocks there = clocks_there(window, pid);
     if (sys_timerfd_get(dup, &timer.value))
         return 0;
     clock_gettime(CLOCK_REALTIME, &wall);
-    clock_gettime(CLOCK_BOOTTIME, &boot);
-    timer.boottime = (uint64_t)boot.tv_sec * 1000000000u + (uint64_t)boot.tv_nsec;
+    timer.monotonic = (uint64_t)there.monotonic, timer.boottime = (uint64_t)there.boottime;
     timer.realtime = (uint64_t)wall.tv_sec * 1000000000u + (uint64_t)wall.tv_nsec;
     return sink_record(window->sink, CKPT_R_FD_WORK, pid, 0, fd, CKPT_W_TIMERFD, &timer, sizeof timer);
 }
@@ -167,5 +179,5 @@ int fd_work(struct window *window, const struct open_fd *entry, int dup, const s
         error = queued(window, entry, dup);
     if (!error && dup >= 0 && (want->work & CKPT_W_OWNER))
         error = owner(window, entry, dup);
-    return error ? error : fd_socket(window, entry, dup, want);
+    return error;
 }

@@ -30,7 +30,10 @@ static int flight_resume(const struct flight *flight, int sig) {
 }
 
 int flight_start(ckpt_tree *tree, struct flight *flight, const struct user_regs_struct *regs) {
-    wait_stopped(tree, tree_thread(tree, flight->tid));
+    struct thread *thread = tree_thread(tree, flight->tid);
+    wait_stopped(tree, thread);
+    thread->rseq.pointer = 0; /* it may change */
+    tree_moves(tree);
     uint64_t mask = flight->sig ? ~(UINT64_C(1) << (flight->sig - 1)) : ~UINT64_C(0);
     long error = 0;
     if (!flight->sig)

@@ -45,6 +45,9 @@ static int interrupt_all(ckpt_tree *tree, pid_t pid, int cpu) {
     pace_move(&tree->pace, cpu);
     if (!tree->frozen_at)
         tree->frozen_at = now_ns();
+    int shut = pid ? 0 : freezer_shut(tree);
+    if (shut)
+        return shut;
     for (size_t i = 0; i < tree->thread_count; i++) {
         struct thread *thread = &tree->threads[i];
         if (!concerns(thread, pid) || thread->state != THREAD_SEIZED || thread->interrupted)
@@ -109,6 +112,18 @@ static int discover(ckpt_tree *tree, pid_t pid) {
     return found < 0 ? tree_fail(tree, found, "list threads", pid, 0, -1, 0, NULL) : found;
 }
 
+/* What is read from here on is true, if the pass of discovery that follows finds nobody: waking another CPU takes as long as that. */
+static void stands(ckpt_tree *tree) {
+    scan_stopped(tree);
+    if (tree->told.stands)
+        tree->told.stands(tree->told.argument);
+}
+
+static void falls(ckpt_tree *tree) {
+    if (tree->told.falls)
+        tree->told.falls(tree->told.argument);
+}
+
 static int stop_all(ckpt_tree *tree, pid_t pid, int cpu, pid_t *ret_slow) {
     struct backoff wait = {0};
     for (uint64_t begin = now_ns(); now_ns() - begin < NEW_FOR_NS;) {
@@ -121,9 +136,11 @@ static int stop_all(ckpt_tree *tree, pid_t pid, int cpu, pid_t *ret_slow) {
         *ret_slow = error == -EAGAIN ? slow->tid : 0;
         if (error)
             return error;
+        stands(tree);
         int found = discover(tree, pid);
         if (found <= 0)
             return found;
+        falls(tree);
         tree_drop_gone(tree); /* a child that has exited stays listed, as a zombie, while its parent stands still */
         backoff(&wait);       /* a thread that is exiting may need the CPU that we hold */
     }
@@ -134,7 +151,7 @@ static int stop_all(ckpt_tree *tree, pid_t pid, int cpu, pid_t *ret_slow) {
  * thread can be detached; one that never stops stays seized, runs on undisturbed, and is freed by the next thaw, by
  * closing the tree, or by the kernel when ckpt ends. */
 static int release(ckpt_tree *tree, pid_t pid) {
-    int error = 0;
+    int error = pid ? 0 : freezer_leave(tree);
     struct backoff wait = {0};
     size_t left = 1;
     for (int polls = 0; left && polls < LET_GO_POLLS; polls++) {
@@ -158,7 +175,7 @@ static int release(ckpt_tree *tree, pid_t pid) {
 static void pause_ns(uint64_t ns) { nanosleep(&(struct timespec){.tv_nsec = (long)ns}, NULL); }
 
 /* A thread in state D cannot be stopped, and what it waits for may be in the tree: better not begin. *ret_cpu: where the first
- * thread that runs is, or the first of all was. */
+ * thread that runs is; if all sleep, where the tracer is expected, or the first of all was. */
 static pid_t unstoppable(ckpt_tree *tree, pid_t pid, int *ret_cpu) {
     char name[NAME_ROOM];
     bool runs = false;
@@ -179,6 +196,8 @@ static pid_t unstoppable(ckpt_tree *tree, pid_t pid, int *ret_cpu) {
             runs = stat.state == 'R';
         }
     }
+    if (!runs && tree->expected)
+        *ret_cpu = tree->expected_cpu;
     return 0;
 }
 
@@ -208,24 +227,27 @@ static int settle(ckpt_tree *tree, pid_t pid) {
 
 static int attempt(ckpt_tree *tree, pid_t pid, pid_t *ret_slow) {
     int cpu;
+    tree_moves(tree);
     *ret_slow = unstoppable(tree, pid, &cpu);
     if (*ret_slow)
         return -EAGAIN;
     tree_drop_gone(tree);
     pace_begin(&tree->pace);
-    scan_freezing(tree);
+    scan_freezing(tree, cpu);
     pace_ticking(&tree->pace, true);
     int error = stop_all(tree, pid, cpu, ret_slow);
     pace_ticking(&tree->pace, false);
-    if (!error)
-        scan_stopped(tree);
+    if (!error && !pid)
+        error = freezer_open(tree);
     if (!error)
         error = check_alive(tree, pid);
     if (!error && !pid)
         error = tree_index_memories(tree);
+    tree_stands(tree);
     if (!error)
         error = settle(tree, pid);
     if (error) {
+        falls(tree);
         release(tree, pid);
         pace_end(&tree->pace);
         tree->frozen_at = 0;
@@ -254,6 +276,7 @@ int task_freeze(ckpt_tree *tree, pid_t pid) {
 }
 
 int task_thaw(ckpt_tree *tree, pid_t pid) {
+    tree_moves(tree);
     int error = release(tree, pid);
     tree->thawed_at = now_ns();
     pace_end(&tree->pace);
@@ -265,6 +288,12 @@ int task_thaw(ckpt_tree *tree, pid_t pid) {
         tree->tasks[i].vdso = tree->tasks[i].vdso_end = 0;
     }
     return error;
+}
+
+int freeze_expect(ckpt_tree *tree) {
+    tree->expected = false;
+    tree->expected = !unstoppable(tree, 0, &tree->expected_cpu) && tree->expected_cpu >= 0;
+    return tree->expected ? tree->expected_cpu : -1;
 }
 
 void ckpt_tree_aside(ckpt_tree *tree) {

@@ -43,10 +43,17 @@ static int scan_one(struct side *side, const struct piece *piece) {
     return error;
 }
 
+/* Large anonymous pieces are not asked together with private file mappings (batch.c, invariant 4). */
+static bool stands_apart(const struct piece *piece) {
+    enum { PAGES = 32 };
+    return piece->kind == CKPT_RANGE_ANON && piece->end - piece->start >= PAGES * CKPT_PAGE;
+}
+
 /* How many pieces from here on can be asked for together. */
 static size_t together(const struct side *side, size_t first) {
+    const struct piece *from = &side->pieces[first];
     size_t count = 0;
-    while (first + count < side->count && !side->pieces[first + count].dense && (!count || side->pieces[first + count].follows))
+    while (first + count < side->count && !from[count].dense && (!count || (from[count].follows && stands_apart(from) == stands_apart(&from[count]))))
         count++;
     return count;
 }

@@ -34,6 +34,7 @@ struct house {
     pid_t child; /* the newborn's number inside */
     int ready, keep; /* write end, read end */
     struct newborn_keep fds;
+    const char *clocks; /* of the newborn (clock.c); NULL: ours */
 };
 
 static int put_text(const char *path, const char *text) {
@@ -71,6 +72,8 @@ static int set_up(const struct house *house) {
 
 static int beget(const struct house *house) {
     pid_t child = house->child;
+    if (house->clocks)
+        clocks_for_children(house->clocks); /* where it cannot be had the caller sees that */
     uint64_t number = (uint64_t)child;
     struct clone_args args = {.exit_signal = SIGCHLD, .set_tid = child ? (uintptr_t)&number : 0, .set_tid_size = child ? 1 : 0};
     long born = syscall(SYS_clone3, &args, sizeof args);
@@ -146,10 +149,11 @@ static long clone_init(struct house *house) {
     return init < 0 ? -error : init;
 }
 
-int ckpt_newborn_apart(uint64_t namespaces, int32_t pid, const int32_t *fds, size_t fd_count, int32_t *ret_init, int32_t *ret_pid,
-                       int32_t *ret_keep) {
+int ckpt_newborn_apart(uint64_t namespaces, int32_t pid, const int32_t *fds, size_t fd_count, const struct ckpt_clocks *offsets, int32_t *ret_init,
+                       int32_t *ret_pid, int32_t *ret_keep) {
     int ready[2], keep[2];
     int32_t kept[NEWBORN_KEEP];
+    char clocks[CLOCKS_ROOM];
     if (fd_count > NEWBORN_KEEP)
         return -E2BIG;
     memcpy(kept, fds, fd_count * sizeof *fds);
@@ -160,7 +164,10 @@ int ckpt_newborn_apart(uint64_t namespaces, int32_t pid, const int32_t *fds, siz
         close(ready[0]), close(ready[1]);
         return error;
     }
-    struct house house = {.namespaces = namespaces, .child = pid, .ready = ready[1], .keep = keep[0], .fds = {kept, fd_count}};
+    if (offsets)
+        clocks_text(offsets, clocks);
+    struct house house = {.namespaces = namespaces, .child = pid, .ready = ready[1], .keep = keep[0], .fds = {kept, fd_count},
+                          .clocks = offsets ? clocks : NULL};
     long init = clone_init(&house);
     close(ready[1]), close(keep[0]);
     int error = init < 0 ? (int)init : wait_ready(ready[0]);

@@ -37,6 +37,8 @@ struct task *memory_owner(ckpt_tree *tree, const struct task *task);
 /* Finds the tail of the vdso and reads what decides how to inject (SigCgt, Seccomp). -EPERM when a seccomp filter is on. */
 int inject_prepare(ckpt_tree *tree, struct task *task);
 int inject_refused(ckpt_tree *tree, const struct thread *thread);
+/* What inject_prepare() wants of /proc/PID/status, where somebody has read it since all stopped. */
+void inject_note_status(const ckpt_tree *tree, struct task *task, const char *text, size_t bytes);
 
 /* stub.c */
 /* The registers that the thread continues with: as shown at the stop, rax as decided. */

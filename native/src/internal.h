@@ -24,6 +24,11 @@ enum thread_state {
     THREAD_GONE,    /* exited, or reaped by us */
 };
 
+struct rseq_place { /* struct ptrace_rseq_configuration: where a thread has its struct rseq */
+    uint64_t pointer;
+    uint32_t size, signature, flags, pad;
+};
+
 struct thread {
     pid_t pid, tid;
     uint64_t start_ticks;
@@ -34,6 +39,8 @@ struct thread {
     struct user_regs_struct regs;   /* as shown at the stop; valid while STOPPED */
     struct ckpt_decision decision;  /* already written to the thread's rax at the stop */
     uint64_t sigmask;               /* PTRACE_GETSIGMASK at the stop */
+    struct rseq_place rseq;         /* as asked at the stop; pointer = 0: not asked, or none */
+    uint32_t unfiltered_at;         /* when status said that no seccomp filter is on: tree_knows() */
     struct {                        /* since the last look at waits (waits.c) */
         uint32_t stops;             /* freezes */
         bool woken;                 /* it has been elsewhere in between */
@@ -58,6 +65,8 @@ struct bridge {
     ckpt_addr_t tail, tail_end; /* free bytes behind the vdso's image: note and stub; 0 = not looked for */
     ckpt_addr_t image, image_end; /* the vdso that they belong to: where its bytes begin and end */
     uint64_t caught, ignored; /* SigCgt and SigIgn of the process: which stop signal is free, which dispositions are known */
+    bool filtered;            /* it has a seccomp filter */
+    uint32_t status_at, tail_at; /* when these, and that the tail is free, were read: tree_knows() */
 };
 
 struct task {
@@ -69,6 +78,10 @@ struct task {
     int uffd;    /* our duplicate of the target's userfaultfd, or -1 */
     int32_t mm;  /* index in tree->tasks of the first task with this memory */
     ckpt_addr_t vdso, vdso_end; /* from maps; 0 = none */
+    uint32_t timerless_at; /* when /proc showed no POSIX timers: tree_knows() */
+    bool timerless;        /* so it was when questions began */
+    bool clocked; /* `clocks` is known: its offsets (clock.c) */
+    struct ckpt_clocks clocks;
     bool zombie; /* exited, not yet waited for by its parent: no threads, no memory; captures say how it ended (kin.c) */
     struct bridge bridge;
 };
@@ -100,9 +113,22 @@ struct ckpt_tree {
     struct thread *threads; /* leaders are not first here: order of discovery */
     size_t thread_count, thread_cap;
     bool frozen;
+    struct { /* freezer.c; fd -1 = none */
+        int fd;
+        bool theirs, shut;
+    } freezer;
     bool parting; /* the tracer ends with this freeze (parting.c) */
     bool doomed; /* our death is theirs (newborn.c) */
-    uint64_t frozen_at; /* CLOCK_MONOTONIC ns of the first interrupt */
+    bool expected;      /* the next freeze goes to expected_cpu if nobody runs then: what it needs is warm on the others */
+    int expected_cpu;
+    struct { /* whoever wants to begin early with a tree that is being frozen; {0} = nobody */
+        void (*stands)(void *argument); /* everybody who is known has stopped */
+        void (*falls)(void *argument);  /* there are others, or the freeze has failed: before anybody is let go, before rows move */
+        void *argument;
+    } told;
+    uint32_t standing, stood; /* number of the time in which nobody has run since all stopped, 0 = somebody may have; the last one given */
+    struct ahead *ahead; /* files of threads opened before the freeze (ahead.c), or NULL */
+    uint64_t frozen_at; /* ns (clock.c) of the first interrupt */
     uint32_t freeze_retries; /* waits of 10 ms for a thread that cannot be stopped yet (a vfork parent) */
     uint64_t thawed_at; /* the last detach */
     pid_t *attended;    /* threads that run with us as their tracer (attend.c) */
@@ -127,6 +153,11 @@ int tree_add_thread(ckpt_tree *tree, pid_t pid, pid_t tid);
 int tree_add_task(ckpt_tree *tree, pid_t pid);
 void tree_drop_gone(ckpt_tree *tree); /* forgets threads that are GONE and tasks without any; moves rows */
 int tree_index_memories(ckpt_tree *tree); /* task.mm by kcmp */
+
+/* All have stopped: what is read from now on is true until somebody runs. */
+static inline void tree_stands(ckpt_tree *tree) { tree->standing = ++tree->stood; }
+static inline void tree_moves(ckpt_tree *tree) { tree->standing = 0; }
+static inline bool tree_knows(const ckpt_tree *tree, uint32_t read_at) { return read_at && read_at == tree->standing; }
 
 /* discover.c: which threads and children there are.
  * Finds threads and children that are not known yet; returns how many rows were added or found dying, 0 = complete. */
@@ -184,11 +215,30 @@ pid_t thread_number(ckpt_tree *tree, struct task *task, pid_t inner);
 
 /* freeze.c: all threads. pid 0 = of every task, else of that one (arming). */
 int task_freeze(ckpt_tree *tree, pid_t pid);
+/* Where the next freeze will have its tracer, if nobody runs then; -1 = nobody knows. */
+int freeze_expect(ckpt_tree *tree);
 int task_thaw(ckpt_tree *tree, pid_t pid);
+
+/* rseq.c: one that has just stopped in a restartable sequence is put to its abort handler */
+int rseq_abort(ckpt_tree *tree, struct thread *thread);
+/* Asks the kernel for it; false: there is none, or this kernel does not tell. */
+bool rseq_place(const struct thread *thread, struct rseq_place *ret_place);
+
+/* freezer.c: the control group that the tree is alone in; each does nothing where there is none */
+int freezer_shut(ckpt_tree *tree);
+int freezer_open(ckpt_tree *tree);
+int freezer_leave(ckpt_tree *tree); /* as whoever stops and goes leaves it; before the first detach */
 
 /* proc.c: small reads of /proc without stdio or allocation */
 /* Reads a whole file into buffer; bytes read, -ENOSPC if it did not fit, or another negative errno. */
 ssize_t proc_read(int dir, const char *name, void *buffer, size_t cap);
+ssize_t proc_read_open(int fd, const char *name, void *buffer, size_t cap); /* the same of a file that is open */
+/* ahead.c: files of /proc/PID/task/TID that a frozen window will read, opened before it. `wanted`: as ckpt_capture_options.thread_files. */
+int ahead_open(ckpt_tree *tree, const char *const *wanted);
+void ahead_close(ckpt_tree *tree);
+/* As proc_read() of the thread's file `which`: AHEAD_CHILDREN, or 1 + its place in `wanted`. `name`: what follows task/TID/. */
+enum { AHEAD_CHILDREN = 0 };
+ssize_t ahead_read(ckpt_tree *tree, const struct thread *thread, int which, const char *name, void *buffer, size_t cap);
 /* What stat says of a process or thread. */
 struct proc_stat {
     char state;
@@ -234,7 +284,7 @@ void wait_let_go(ckpt_tree *tree, struct thread *thread);                   /* b
 int by_own_tracer(ckpt_tree *tree, int (*run)(void *argument), void *argument);
 /* At the thaw: not detached, but sent into its wait. */
 bool parting_wanted(const ckpt_tree *tree, const struct thread *thread);
-int parting_begin(struct thread *thread);
+int parting_begin(const ckpt_tree *tree, struct thread *thread);
 /* Looks after them until they sleep; the calling thread must end then. */
 void parting_end(ckpt_tree *tree);
 void parting_await(ckpt_tree *tree); /* until that has happened */
@@ -284,13 +334,20 @@ int scan_prepare(ckpt_tree *tree, uint32_t threads);
 void scan_memory_free(struct scan_memory *memory);
 
 /* Called by a freeze: the second thread gets ready for the work that a capture has for it at once (memories.c). */
-void scan_freezing(ckpt_tree *tree);
+void scan_freezing(ckpt_tree *tree, int cpu); /* cpu: where the tracer will be */
 void scan_stopped(ckpt_tree *tree);
 
 /* frozen.c: one memory, frozen. track NULL = not listed: everything populated is DATA */
 int scan_and_copy(ckpt_tree *tree, struct task *task, const struct ckpt_track *track, const struct map_line *lines, size_t count,
                   const struct ckpt_capture_options *options, ckpt_sink *sink, struct ckpt_timing *timing);
 
-uint64_t now_ns(void);
+/* clock.c */
+uint64_t now_ns(void);                      /* the machine's CLOCK_MONOTONIC */
+uint64_t own_instant(uint64_t when);        /* the same as our own clock shows it */
+uint64_t machine_ticks(uint64_t shown);     /* when a process began, field 22 as we are shown it */
+struct ckpt_clocks clocks_of(int dir);      /* the offsets of the process whose /proc/PID that is; AT_FDCWD: ours */
+enum { CLOCKS_ROOM = 128 };
+void clocks_text(const struct ckpt_clocks *offsets, char *text); /* CLOCKS_ROOM bytes */
+int clocks_for_children(const char *text);  /* those whom the caller bears from now on; only makes system calls */
 
 #endif

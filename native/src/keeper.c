@@ -63,13 +63,27 @@ static bool stopped_there(struct keeper *keeper, const struct thread *thread, co
     return wait_must_be_kept(thread) && same_call(&shown, wait) && voluntary_switches(&keeper->tree, thread) == wait->switches + 1;
 }
 
-static void end_wait(struct keeper *keeper, const struct ckpt_wait *wait) {
-    _cleanup_close_ int lock = open(keeper->lock, O_RDWR | O_CLOEXEC);
-    if (lock < 0 || flock(lock, LOCK_EX) || !sleeps_there(keeper, wait))
-        return;
+/* Asked to stop; those of one moment are all asked before the first is waited for. */
+static void begin_end(struct keeper *keeper, const struct ckpt_wait *wait) {
     struct thread *thread = tree_thread(&keeper->tree, wait->tid);
+    if (!sleeps_there(keeper, wait))
+        return;
     thread->state = THREAD_FREE;
-    if (thread_stop(&keeper->tree, thread))
+    if (!thread_seize(&keeper->tree, thread))
+        thread_interrupt(&keeper->tree, thread);
+}
+
+static void end_wait(struct keeper *keeper, const struct ckpt_wait *wait) {
+    struct thread *thread = tree_thread(&keeper->tree, wait->tid);
+    struct backoff pause = {0};
+    int got = 0, error = 0;
+    for (uint64_t since = now_ns(); thread->state == THREAD_SEIZED && !got && !error;) {
+        got = thread_poll(&keeper->tree, thread, false);
+        if (!got)
+            backoff(&pause);
+        error = got ? 0 : thread_look(&keeper->tree, thread, since);
+    }
+    if (thread->state != THREAD_STOPPED)
         return; /* our end, soon, lets it go */
     ckpt_mark("kept");
     if (stopped_there(keeper, thread, wait))
@@ -77,13 +91,31 @@ static void end_wait(struct keeper *keeper, const struct ckpt_wait *wait) {
     thread_detach(&keeper->tree, thread);
 }
 
+static void drop(struct keeper *keeper, size_t index) { keeper->waits[index] = keeper->waits[--keeper->count]; }
+
+/* Those whose time is over. */
+static void end_due(struct keeper *keeper) {
+    uint64_t now = now_ns();
+    _cleanup_close_ int lock = open(keeper->lock, O_RDWR | O_CLOEXEC);
+    bool ours = lock >= 0 && !flock(lock, LOCK_EX);
+    for (size_t i = 0; i < keeper->count && ours; i++)
+        if (keeper->waits[i].deadline <= now)
+            begin_end(keeper, &keeper->waits[i]);
+    for (size_t i = keeper->count; i-- > 0;) {
+        if (keeper->waits[i].deadline > now)
+            continue;
+        if (ours)
+            end_wait(keeper, &keeper->waits[i]);
+        drop(keeper, i);
+    }
+}
+
 static void sleep_until(uint64_t when) {
+    when = own_instant(when);
     struct timespec time = {.tv_sec = (time_t)(when / 1000000000), .tv_nsec = (long)(when % 1000000000)};
     while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &time, NULL) == EINTR)
         ;
 }
-
-static void drop(struct keeper *keeper, size_t index) { keeper->waits[index] = keeper->waits[--keeper->count]; }
 
 static void keep(struct keeper *keeper) {
     for (uint64_t look = FIRST_LOOK_NS; keeper->count; look = look * 2 < LAST_LOOK_NS ? look * 2 : LAST_LOOK_NS) {
@@ -93,8 +125,7 @@ static void keep(struct keeper *keeper) {
                 first = i;
         uint64_t now = now_ns(), due = keeper->waits[first].deadline;
         if (due <= now) {
-            end_wait(keeper, &keeper->waits[first]);
-            drop(keeper, first);
+            end_due(keeper);
             continue;
         }
         sleep_until(due < now + look ? due : now + look);

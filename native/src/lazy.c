@@ -3,6 +3,8 @@
  * Measured facts behind it: the events REMOVE, UNMAP, REMAP and FORK are needed, or a forked child reads zeros and a moved mapping is
  * filled at its old place. Each of these calls waits until its event was read, and UFFDIO_COPY answers EAGAIN meanwhile
  * (fs/userfaultfd.c, mmap_changing). So whoever reads events and copies under one lock never fills what the program gave up.
+ * A range that is not within one mapping is refused as a whole (ENOENT, mm/userfaultfd.c find_dst_vma), and the program may split a mapping at any
+ * page without an event (mprotect, mlock, madvise): so ENOENT says that a page is nobody's only where it was asked for alone.
  *
  * Invariants
  *  1. The descriptor lives in the process for a moment only, while that is stopped; afterwards it is ours alone. When the last holder goes,
@@ -59,10 +61,10 @@ int ckpt_lazy_unregister(int32_t fd, ckpt_addr_t start, ckpt_addr_t end) {
 /* Consecutive pages; what is there already is passed over. -EAGAIN: the layout is changing, an event waits to be read. -ENOENT: nothing
  * that is ours is mapped there. -ESRCH: the memory is gone. */
 static int64_t bring(int fd, ckpt_addr_t at, const uint8_t *data, uint64_t pages) {
-    uint64_t done = 0;
+    uint64_t done = 0, piece = pages;
     while (done < pages) {
         ckpt_addr_t to = at + done * CKPT_PAGE;
-        uint64_t bytes = (pages - done) * CKPT_PAGE;
+        uint64_t now = piece < pages - done ? piece : pages - done, bytes = now * CKPT_PAGE;
         int64_t moved;
         int error;
         if (data) {
@@ -81,7 +83,9 @@ static int64_t bring(int fd, ckpt_addr_t at, const uint8_t *data, uint64_t pages
             continue;
         }
         if (moved > 0)
-            done += (uint64_t)moved / CKPT_PAGE;
+            done += (uint64_t)moved / CKPT_PAGE, piece = pages;
+        else if (error == -ENOENT && now > 1)
+            piece = now / 2;
         else if (error)
             return done ? (int64_t)done : error;
     }

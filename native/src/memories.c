@@ -4,15 +4,18 @@
  * A small program's stop is made of many short things: some hundred reads of /proc, a bridge in and out, page tables, a few pages. All but
  * the pages need the thread that seized. And what it costs is mostly cold memory: a scan of CPython takes 150-230 us, right after another
  * one on the same CPU 40. So (CPython, six threads, on a quiet machine 0.8 ms before all this, 0.45 now)
- *   before the freeze  the helper looks at everything once (warm), and what is dirty is brought in (last_round): few pages are left
- *   frozen             the helper reads maps, which it needs first (its text goes into the tracer's records), scans, copies;
- *                      the tracer reads the rest, then waits for the helper, then asks the questions
+ *   before the freeze  the helper looks at everything once (warm), and what is dirty is brought in (last_round): few pages are left. Both
+ *                      on the CPU where the helper will scan, not on the one where the tracer is expected (freeze_expect())
+ *   all stand          the helper reads maps, which it needs first (its text goes into the tracer's records), while the tracer looks for
+ *                      threads and children that came meanwhile, compares memories and removes what a killed ckpt left
+ *   frozen             the helper scans and copies; the tracer reads the rest, then waits for the helper, then asks the questions
  *
  * Invariants
  *  1. While the helper works it alone has: the sink's spaces, runs and pages, the scan's memory, window->lines. The tracer has the sink's
  *     records and everything else. beside_join() ends that; whoever wants a space (objects.c) calls it first.
  *  2. Tables of the tree do not move and nobody's registers change meanwhile, so both read them; faults are apart (view).
- *  3. Nothing is injected before the helper is done: it sees every memory as the threads left it, and no maps show a bridge.
+ *  3. Nothing is injected before the helper is done: it sees every memory as the threads left it, and no maps show a bridge. Where the end of
+ *     the freeze has let a thread run (settle.c), or has found other tasks or owners of memories, what was read early is read anew.
  *  4. What the helper cannot do (too much text, a great many pages) it leaves, and the tracer goes on exactly there.
  *  5. What the questions write (the kernel writes the rseq area of a thread that runs again, as it does after every thaw) comes after the
  *     scan then, so it is reported to the next one.
@@ -30,7 +33,9 @@ enum { BESIDE_TEXT = 128 << 10 };   /* maps of some thousand mappings */
 enum { BESIDE_PAGES = 16384 };      /* resident; what is larger is better scanned by two (SCAN_PAIR_PAGES), at the end */
 enum { BESIDE_COPY = 512 };         /* more to copy is better done by two */
 enum { LAST_PAGES = 256 };          /* dirty; of more, rounds have brought in what pays (ckpt/live/track.py) */
+enum { BESIDE_NEW = 16 };           /* tasks that may come until all stand */
 enum look { NOT_LOOKED, LOOKED, BLIND };
+enum word { NOT_SAID, VALID, ANEW, NEVER };
 
 /* ---- one memory ---- */
 
@@ -96,6 +101,32 @@ static int last_round(struct window *window) {
     return track && !track->fresh && window->tree->tasks[0].mm == 0 ? ckpt_precopy(window->tree, track, window->sink, &cursor, &ignored) : 0;
 }
 
+/* On the helper's side (a processor's caches are its own), but not by the helper: a pre-copy may have to stop the program. */
+static int last_round_there(struct window *window, int tracers_cpu) {
+    cpu_set_t home, there;
+    bool moved = false;
+    if (tracers_cpu >= 0 && !sched_getaffinity(0, sizeof home, &home)) {
+        there = home;
+        CPU_CLR((size_t)tracers_cpu, &there);
+        moved = CPU_COUNT(&there) && !sched_setaffinity(0, sizeof there, &there);
+    }
+    int error = last_round(window);
+    if (moved)
+        sched_setaffinity(0, sizeof home, &home);
+    return error;
+}
+
+static int make_rows(struct beside *beside, size_t count) {
+    if (count <= beside->row_cap)
+        return 0;
+    free(beside->maps);
+    free(beside->rows);
+    beside->maps = calloc(count, sizeof *beside->maps);
+    beside->rows = calloc(count, sizeof *beside->rows);
+    beside->row_cap = beside->maps && beside->rows ? count : 0;
+    return beside->row_cap ? 0 : -ENOMEM;
+}
+
 int beside_prepare(struct window *window) {
     struct scan_memory *memory = window->tree->scan;
     cpu_set_t cpus;
@@ -111,23 +142,24 @@ int beside_prepare(struct window *window) {
             return 0;
         written += hints->written;
     }
-    if (!(window->beside.text = malloc(BESIDE_TEXT)))
+    if (!(window->beside.text = malloc(BESIDE_TEXT)) || make_rows(&window->beside, window->tree->task_count + BESIDE_NEW))
         return -ENOMEM;
     memset(window->beside.text, 0, BESIDE_TEXT); /* touched now, not in the window */
     window->beside.wanted = memory->soon = true;
+    int cpu = freeze_expect(window->tree);
+    helper_off(memory->helper, cpu);
     helper_run(memory->helper, warm, window);
     helper_wait(memory->helper);
-    return window->options->last_round && !window->tree->frozen && written <= LAST_PAGES ? last_round(window) : 0;
+    return window->options->last_round && !window->tree->frozen && written <= LAST_PAGES ? last_round_there(window, cpu) : 0;
 }
 
 /* Every memory's layout, before the tracer lets anything run in there. */
-static bool look(struct window *window) {
-    struct beside *beside = &window->beside;
+static bool look(struct beside *beside) {
     size_t used = 0;
-    for (size_t i = 0; i < beside->view.task_count; i++) {
-        if (!has_memory(window, i))
+    for (size_t i = 0; i < beside->row_count; i++) {
+        if (!beside->rows[i].reads)
             continue;
-        ssize_t bytes = proc_read(beside->view.tasks[i].dir, "maps", beside->text + used, BESIDE_TEXT - used);
+        ssize_t bytes = proc_read(beside->rows[i].dir, "maps", beside->text + used, BESIDE_TEXT - used);
         if (bytes <= 0)
             return false;
         beside->maps[i] = (struct text_at){.offset = used, .size = (size_t)bytes};
@@ -163,24 +195,84 @@ static bool one_memory(struct window *window) {
 
 static void work(void *argument) {
     struct window *window = argument;
-    bool seen = look(window);
-    helper_tell(&window->beside.looked, seen ? LOOKED : BLIND);
-    while (seen && window->beside.next < window->beside.view.task_count && one_memory(window))
+    struct beside *beside = &window->beside;
+    uint32_t word = __atomic_load_n(&beside->word, __ATOMIC_ACQUIRE);
+    bool seen = word == NOT_SAID && look(beside);
+    if (word == NOT_SAID)
+        word = helper_await(&beside->word, NOT_SAID);
+    if (word == NEVER)
+        return;
+    if (word == ANEW)
+        seen = look(beside);
+    helper_tell(&beside->looked, seen ? LOOKED : BLIND);
+    while (seen && beside->next < beside->view.task_count && one_memory(window))
         continue;
+}
+
+static struct layout_of row_of(const struct window *window, size_t index) {
+    const struct task *task = &window->tree->tasks[index];
+    return (struct layout_of){.pid = task->pid, .dir = task->dir, .reads = has_memory(window, index)};
+}
+
+/* What was read early is what would be read now: the same tasks own the same memories, and nobody has run. */
+static bool rows_hold(const struct window *window) {
+    const struct beside *beside = &window->beside;
+    bool hold = window->tree->standing && beside->row_count == window->tree->task_count;
+    for (size_t i = 0; hold && i < beside->row_count; i++) {
+        struct layout_of now = row_of(window, i);
+        hold = beside->rows[i].pid == now.pid && beside->rows[i].dir == now.dir && beside->rows[i].reads == now.reads;
+    }
+    return hold;
+}
+
+static void go(struct window *window, enum word word) {
+    struct beside *beside = &window->beside;
+    beside->row_count = window->tree->task_count;
+    for (size_t i = 0; i < beside->row_count; i++)
+        beside->rows[i] = row_of(window, i);
+    beside->view = *window->tree;
+    beside->looked = NOT_LOOKED;
+    beside->word = word;
+    beside->helper = window->tree->scan->helper;
+    window->tree->scan->helper = NULL;
+    helper_run(beside->helper, work, window);
+}
+
+void beside_stands(void *argument) {
+    struct window *window = argument;
+    if (!window->beside.wanted || window->tree->task_count > window->beside.row_cap)
+        return;
+    go(window, NOT_SAID);
+    window->beside.early = true;
+}
+
+void beside_falls(void *argument) {
+    struct window *window = argument;
+    struct beside *beside = &window->beside;
+    if (!beside->early)
+        return;
+    helper_tell(&beside->word, NEVER);
+    helper_wait(beside->helper);
+    window->tree->scan->helper = beside->helper;
+    beside->early = false;
 }
 
 int beside_run(struct window *window) {
     struct beside *beside = &window->beside;
     if (!beside->wanted)
         return 0;
-    beside->maps = calloc(window->tree->task_count, sizeof *beside->maps);
-    if (!beside->maps)
-        return -ENOMEM;
-    beside->view = *window->tree;
-    beside->helper = window->tree->scan->helper;
-    window->tree->scan->helper = NULL;
+    if (beside->early && rows_hold(window)) {
+        beside->view = *window->tree; /* until it is told the helper looks at the rows alone */
+        beside->early = false;
+        helper_tell(&beside->word, VALID);
+    } else {
+        beside_falls(window);
+        int error = make_rows(beside, window->tree->task_count);
+        if (error)
+            return error;
+        go(window, ANEW);
+    }
     beside->begun = beside->running = true;
-    helper_run(beside->helper, work, window);
     return 0;
 }
 
@@ -196,6 +288,7 @@ const char *beside_text(struct window *window, size_t task, size_t *ret_size) {
 
 void beside_join(struct window *window) {
     struct beside *beside = &window->beside;
+    beside_falls(window);
     if (!beside->running)
         return;
     helper_wait(beside->helper);
@@ -208,6 +301,7 @@ void beside_join(struct window *window) {
 }
 
 void beside_end(struct window *window) {
+    window->tree->expected = false;
     if (window->beside.wanted)
         helper_rest(window->tree->scan->helper);
     if (window->tree->scan)

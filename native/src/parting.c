@@ -10,6 +10,7 @@
  *  2. Whoever does not sleep within PATIENCE_NS is let go all the same: nobody ends its wait (asleep = 0).
  *  3. A joined thread may not have let go yet (the kernel tells of its end before): that is waited for.
  *  4. Where nobody waits so, nothing of this happens: the caller is the tracer, and detaches.
+ *  5. A doomed tree (newborn.c) is let go by the end of the thread that filled it: EXITKILL is taken off each such thread first.
  */
 #define _GNU_SOURCE
 #include "waits.h"
@@ -25,11 +26,13 @@ enum { PATIENCE_NS = 20 * 1000 * 1000, PAUSE_NS = 20 * 1000, SYSCALL_STOP = SIGT
 
 bool parting_wanted(const ckpt_tree *tree, const struct thread *thread) {
     bool known = thread->wait.placed || (thread->wait.asleep && !thread->wait.woken);
-    return tree->parting && known && wait_must_be_kept(thread);
+    return tree->parting && !tree->freezer.theirs && known && wait_must_be_kept(thread);
 }
 
-int parting_begin(struct thread *thread) {
-    long error = sys_ptrace(PTRACE_SYSCALL, thread->tid, 0, 0);
+int parting_begin(const ckpt_tree *tree, struct thread *thread) {
+    long error = tree->doomed ? sys_ptrace(PTRACE_SETOPTIONS, thread->tid, 0, PTRACE_O_TRACESYSGOOD) : 0; /* our end is not its end any more */
+    if (!error)
+        error = sys_ptrace(PTRACE_SYSCALL, thread->tid, 0, 0);
     if (error)
         return (int)error;
     thread->state = THREAD_PARTING;

@@ -37,7 +37,7 @@ enum { VDSO_ROOM = 256, RSEQ_REQUEST = 0x420f, RSEQ_BYTES = 24, SUSPEND_SECCOMP 
 /* Shared with the child; its memory page is where the child and we look. */
 struct board {
     uint32_t done; /* futex: the child has filled in its answers */
-    int32_t soft_dirty, sched_fifo;
+    int32_t soft_dirty, sched_fifo, time_namespace;
     int32_t number; /* what process_vm_readv should find */
 };
 
@@ -78,6 +78,7 @@ static void child_main(struct board *board) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     board->soft_dirty = soft_dirty_here();
     board->sched_fifo = last(syscall(SYS_sched_setscheduler, 0, SCHED_FIFO | SCHED_RESET_ON_FORK, &param));
+    board->time_namespace = clocks_for_children("monotonic 0 0\n");
     __atomic_store_n(&board->done, 1, __ATOMIC_RELEASE);
     syscall(SYS_futex, &board->done, FUTEX_WAKE, 1, NULL, NULL, 0);
     for (;;)
@@ -289,6 +290,7 @@ int ckpt_probe(int32_t *ret_errors, size_t count) {
         found[CKPT_F_CLONE3_SET_TID] = try_set_tid();
         found[CKPT_F_TCP_REPAIR] = try_tcp_repair();
         found[CKPT_F_SCHED_FIFO] = probe.board->sched_fifo;
+        found[CKPT_F_TIME_NAMESPACE] = probe.board->time_namespace;
         found[CKPT_F_VDSO_TAIL] = try_vdso_tail(&probe);
         try_ptrace(&probe, &found[CKPT_F_SUSPEND_SECCOMP], &found[CKPT_F_RSEQ_CONFIGURATION]);
         memcpy(ret_errors, found, (count < CKPT_F_COUNT ? count : CKPT_F_COUNT) * sizeof *ret_errors);

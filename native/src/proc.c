@@ -3,7 +3,9 @@
  *
  * Invariants
  *  1. A text that did not fit is an error (-ENOSPC), never a shorter text.
- *  2. Names are made from integers only, so no buffer here can overflow: NAME_ROOM holds any of them.
+ *  2. A file that the kernel makes as one record comes whole with the first read, so its end is not asked for. (It is for maps,
+ *     timers and children: lists, which come a page at a time.)
+ *  3. Names are made from integers only, so no buffer here can overflow: NAME_ROOM holds any of them.
  */
 #define _GNU_SOURCE
 #include "internal.h"
@@ -12,23 +14,36 @@
 #include <stdlib.h>
 #include <string.h>
 
-ssize_t proc_read(int dir, const char *name, void *buffer, size_t cap) {
-    _cleanup_close_ int fd = sys_openat(dir, name, O_RDONLY);
-    if (fd < 0)
-        return fd;
+/* single_open() or simple_read_from_buffer() in fs/proc. */
+static bool is_one_record(const char *name) {
+    static const char *const known[] = {"stat", "status", "auxv", "oom_score_adj"};
+    const char *slash = strrchr(name, '/'), *last = slash ? slash + 1 : name;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (!strcmp(last, known[i]))
+            return true;
+    return last[0] >= '0' && last[0] <= '9'; /* fdinfo/N */
+}
+
+ssize_t proc_read_open(int fd, const char *name, void *buffer, size_t cap) {
+    bool whole = is_one_record(name);
     size_t used = 0;
     for (;;) {
-        ssize_t got = sys_read(fd, (char *)buffer + used, cap - used);
+        ssize_t got = sys_pread(fd, (char *)buffer + used, cap - used, used);
         if (got == -EINTR)
             continue;
         if (got < 0)
             return got;
-        if (got == 0)
-            return (ssize_t)used;
         used += (size_t)got;
         if (used == cap)
             return -ENOSPC;
+        if (got == 0 || whole)
+            return (ssize_t)used;
     }
+}
+
+ssize_t proc_read(int dir, const char *name, void *buffer, size_t cap) {
+    _cleanup_close_ int fd = sys_openat(dir, name, O_RDONLY);
+    return fd < 0 ? fd : proc_read_open(fd, name, buffer, cap);
 }
 
 enum { DENTS_BYTES = 32 << 10 };
@@ -93,7 +108,7 @@ int proc_stat(int dir, const char *name, struct proc_stat *ret_stat) {
             if (field == 9)
                 stat.flags = (uint32_t)value;
             if (field == 22)
-                stat.start_ticks = value;
+                stat.start_ticks = machine_ticks(value);
             if (field == 39)
                 stat.cpu = (int)value;
             field++;

@@ -7,6 +7,7 @@
  */
 #define _GNU_SOURCE
 #include "capture.h"
+#include "inject.h"
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -16,61 +17,52 @@
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 
-#ifndef PTRACE_GET_RSEQ_CONFIGURATION
-#define PTRACE_GET_RSEQ_CONFIGURATION 0x420f
-#endif
-
 enum {
     XSTATE_ROOM = 16 << 10, /* AVX-512 needs 2.7 kB, AMX 11 kB */
     FILE_ROOM = 64 << 10,   /* first try for a file of /proc */
     SIGINFO_BYTES = 128,
     SIGINFO_BATCH = 32,
     LIMIT_COUNT = 16,
-    RSEQ_BYTES = 24,
 };
 _Static_assert(sizeof(siginfo_t) == SIGINFO_BYTES, "records hold kernel siginfo");
 
-static int fill(int fd, char *buffer, size_t cap, size_t *ret_size) {
-    size_t used = 0;
-    for (;;) {
-        ssize_t got = sys_read(fd, buffer + used, cap - used);
-        if (got == -EINTR)
+/* Where a text comes from: a file by its name, or one of a thread (ahead.c). */
+struct source {
+    int dir;
+    const char *name;
+    const struct thread *thread; /* NULL: dir and name */
+    int which;
+};
+
+static ssize_t read_text(ckpt_tree *tree, const struct source *from, void *buffer, size_t cap) {
+    return from->thread ? ahead_read(tree, from->thread, from->which, from->name, buffer, cap) : proc_read(from->dir, from->name, buffer, cap);
+}
+
+/* head: all but the size. A file that is not there, or not readable for this kind of process, gives no record and 0. */
+static int record_text(struct window *window, const struct ckpt_record *head, const struct source *from, struct text_at *ret_where) {
+    for (size_t room = FILE_ROOM;; room *= 4) {
+        char *buffer = sink_record_begin(window->sink, head->kind, head->pid, head->tid, head->fd, head->index, room);
+        if (!buffer)
+            return -ENOMEM;
+        ssize_t size = read_text(window->tree, from, buffer, room);
+        if (size == -ENOSPC)
             continue;
-        if (got < 0)
-            return (int)got;
-        used += (size_t)got;
-        if (got == 0 || used == cap) {
-            *ret_size = used;
-            return got ? -ENOSPC : 0;
+        if (size == -ENOENT || size == -EINVAL || size == -EIO)
+            return 0;
+        if (size < 0)
+            return tree_fail(window->tree, (int)size, "read", head->pid, head->tid, head->fd, 0, from->name);
+        if (ret_where) {
+            const uint8_t *base;
+            *ret_where = (struct text_at){.offset = ckpt_sink_records(window->sink, &base) + sizeof(struct ckpt_record), .size = (size_t)size};
         }
+        sink_record_commit(window->sink, (size_t)size);
+        return 0;
     }
 }
 
 int record_file(struct window *window, uint32_t kind, pid_t pid, pid_t tid, int fd, int index, int dir, const char *name, struct text_at *ret_where) {
-    for (size_t room = FILE_ROOM;; room *= 4) {
-        _cleanup_close_ int file = sys_openat(dir, name, O_RDONLY);
-        if (file == -ENOENT)
-            return 0;
-        if (file < 0)
-            return tree_fail(window->tree, file, "read", pid, tid, fd, 0, name);
-        char *buffer = sink_record_begin(window->sink, kind, pid, tid, fd, index, room);
-        if (!buffer)
-            return -ENOMEM;
-        size_t size = 0;
-        int error = fill(file, buffer, room, &size);
-        if (error == -ENOSPC)
-            continue;
-        if (error == -EINVAL || error == -EIO)
-            return 0; /* not readable for this kind of process */
-        if (error)
-            return tree_fail(window->tree, error, "read", pid, tid, fd, 0, name);
-        if (ret_where) {
-            const uint8_t *base;
-            *ret_where = (struct text_at){.offset = ckpt_sink_records(window->sink, &base) + sizeof(struct ckpt_record), .size = size};
-        }
-        sink_record_commit(window->sink, size);
-        return 0;
-    }
+    const struct ckpt_record head = {.kind = kind, .pid = pid, .tid = tid, .fd = fd, .index = index};
+    return record_text(window, &head, &(struct source){.dir = dir, .name = name}, ret_where);
 }
 
 const char *text_of(const struct window *window, struct text_at where) {
@@ -121,35 +113,38 @@ static int pending(struct window *window, const struct thread *thread, uint32_t 
 }
 
 static int rseq_and_robust(struct window *window, const struct thread *thread) {
-    uint8_t rseq[RSEQ_BYTES];
+    struct rseq_place place = thread->rseq;
     int error = 0;
-    if (sys_ptrace(PTRACE_GET_RSEQ_CONFIGURATION, thread->tid, sizeof rseq, (uintptr_t)rseq) == sizeof rseq)
-        error = add(window, CKPT_R_RSEQ, thread, rseq, sizeof rseq);
+    if (place.pointer || rseq_place(thread, &place))
+        error = add(window, CKPT_R_RSEQ, thread, &place, sizeof place);
     uint64_t robust[2];
     if (!error && sys_robust_list(thread->tid, &robust[0], &robust[1]) == 0)
         error = add(window, CKPT_R_ROBUST, thread, robust, sizeof robust);
     return error;
 }
 
-static int thread_files(struct window *window, const struct task *task, struct thread *thread) {
+/* What the next steps would read again. */
+static void note_status(const ckpt_tree *tree, struct thread *thread, const char *text, size_t size) {
+    wait_counted(thread, text, size);
+    if (!proc_field(text, size, "Seccomp", 10, 1))
+        thread->unfiltered_at = tree->standing;
+}
+
+static int thread_files(struct window *window, struct thread *thread) {
     const char *const *files = window->options->thread_files;
-    char name[NAME_ROOM * 2];
     for (int i = 0; files && files[i]; i++) {
-        if (strlen(files[i]) >= NAME_ROOM - 1)
-            return -ENAMETOOLONG;
-        char *at = proc_name(name, "task/", (uint64_t)thread->tid, "/");
-        strcat(at, files[i]);
+        const struct ckpt_record head = {.kind = CKPT_R_THREAD_FILE, .pid = thread->pid, .tid = thread->tid, .fd = -1, .index = i};
         struct text_at where = {0};
-        int error = record_file(window, CKPT_R_THREAD_FILE, thread->pid, thread->tid, -1, i, task->dir, name, &where);
+        int error = record_text(window, &head, &(struct source){.name = files[i], .thread = thread, .which = 1 + i}, &where);
         if (error)
             return error;
         if (!strcmp(files[i], "status"))
-            wait_counted(thread, text_of(window, where), where.size);
+            note_status(window->tree, thread, text_of(window, where), where.size);
     }
     return 0;
 }
 
-static int raw_thread(struct window *window, const struct task *task, struct thread *thread) {
+static int raw_thread(struct window *window, struct thread *thread) {
     int error = add(window, CKPT_R_REGS, thread, &thread->regs, sizeof thread->regs);
     if (!error)
         error = xstate(window, thread);
@@ -161,7 +156,7 @@ static int raw_thread(struct window *window, const struct task *task, struct thr
         error = pending(window, thread, CKPT_R_PENDING_THREAD, 0);
     if (!error)
         error = rseq_and_robust(window, thread);
-    return error ? error : thread_files(window, task, thread);
+    return error ? error : thread_files(window, thread);
 }
 
 /* One column of /proc/PID/limits: digits, or "unlimited". */
@@ -203,15 +198,23 @@ static int limits(struct window *window, const struct task *task) {
 }
 
 static int proc_files(struct window *window, size_t index) {
-    const struct task *task = &window->tree->tasks[index];
+    ckpt_tree *tree = window->tree;
+    struct task *task = &tree->tasks[index];
     const char *const *files = window->options->proc_files;
     for (int i = 0; files && files[i]; i++) {
         bool maps = !strcmp(files[i], "maps");
         if (maps && beside_reads(window, index))
             continue;
-        int error = record_file(window, CKPT_R_PROC_FILE, task->pid, 0, -1, i, task->dir, files[i], maps ? &window->maps[index] : NULL);
+        struct text_at where = {0};
+        int error = record_file(window, CKPT_R_PROC_FILE, task->pid, 0, -1, i, task->dir, files[i], &where);
         if (error)
             return error;
+        if (maps)
+            window->maps[index] = where;
+        else if (!strcmp(files[i], "status"))
+            inject_note_status(tree, task, text_of(window, where), where.size);
+        else if (!strcmp(files[i], "timers") && !where.size)
+            task->timerless_at = tree->standing;
     }
     return 0;
 }
@@ -247,7 +250,7 @@ int raw_task(struct window *window, size_t index) {
         error = pending(window, tree_leader(tree, task->pid), CKPT_R_PENDING_SHARED, PTRACE_PEEKSIGINFO_SHARED);
     for (size_t i = 0; !error && i < tree->thread_count; i++)
         if (tree->threads[i].pid == task->pid)
-            error = raw_thread(window, task, &tree->threads[i]);
+            error = raw_thread(window, &tree->threads[i]);
     return error;
 }
 

@@ -67,6 +67,8 @@ static bool may_be_short(const struct restart_row *row, const uint64_t arg[6], i
     uint64_t flags = argument(arg, row->flags_arg);
     if ((flags & row->flags_need) != row->flags_need || (flags & row->flags_veto))
         return false;
+    if (row->vector == VECTOR_MMSGHDR && (flags & row->last_need) == row->last_need)
+        return true;
     return row->wanted_arg == NO_ARG || (uint64_t)shown < argument(arg, row->wanted_arg);
 }
 

@@ -79,13 +79,15 @@ int scan_prepare(ckpt_tree *tree, uint32_t threads) {
     return scan_memory_get(tree, threads > 1, &memory);
 }
 
-void scan_freezing(ckpt_tree *tree) {
-    if (tree->scan && tree->scan->soon)
-        helper_lend(tree->scan->helper);
+void scan_freezing(ckpt_tree *tree, int cpu) {
+    if (!tree->scan || !tree->scan->soon || !tree->scan->helper)
+        return;
+    helper_lend(tree->scan->helper);
+    helper_off(tree->scan->helper, cpu);
 }
 
 void scan_stopped(ckpt_tree *tree) {
-    if (tree->scan && tree->scan->soon)
+    if (tree->scan && tree->scan->soon && tree->scan->helper)
         helper_ready(tree->scan->helper);
 }
 

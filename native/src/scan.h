@@ -36,6 +36,8 @@ int helper_new(struct helper **ret_helper);
 void helper_free(struct helper *helper);
 /* Runs work(argument) there; the scheduling policy of the caller is lent to it until helper_rest(). */
 void helper_run(struct helper *helper, void (*work)(void *), void *argument);
+/* Not on this CPU (-1: anywhere) until helper_rest(), or until it is told another one. */
+void helper_off(struct helper *helper, int cpu);
 /* Ahead of helper_run(): the policy; awake and spinning for a short while. */
 void helper_lend(struct helper *helper);
 void helper_ready(struct helper *helper);

@@ -69,6 +69,7 @@ static int set_out(ckpt_tree *tree, struct thread *thread, const struct remains 
         error = sys_ptrace(PTRACE_SETSIGMASK, thread->tid, sizeof mask, (uintptr_t)&mask);
     if (!error)
         error = sys_ptrace(PTRACE_SETREGS, thread->tid, 0, (uintptr_t)&regs);
+    tree_moves(tree);
     if (error)
         return tree_fail(tree, (int)error, "leave stub", thread->pid, thread->tid, -1, thread->regs.rip, "stopped inside it");
     thread->regs = regs;
@@ -94,6 +95,7 @@ static int run_out(ckpt_tree *tree, struct thread *thread, const struct remains 
             return -EAGAIN;
         if (now - began > PATIENCE_NS)
             return tree_fail(tree, -EBUSY, "leave stub", thread->pid, thread->tid, -1, thread->regs.rip, NULL);
+        tree_moves(tree);
         long error = sys_ptrace(PTRACE_CONT, thread->tid, 0, 0);
         if (error && error != -ESRCH)
             return tree_fail(tree, (int)error, "leave stub", thread->pid, thread->tid, -1, 0, NULL);

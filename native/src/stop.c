@@ -14,6 +14,7 @@
  *  5. A thread that exits is GONE and has been waited for, so no zombie of ours stays behind.
  */
 #define _GNU_SOURCE
+#include "restart.h"
 #include "waits.h"
 #include <errno.h>
 #include <sched.h>
@@ -92,9 +93,15 @@ static int deliverable(ckpt_tree *tree, const struct thread *thread) {
 
 static int decide(ckpt_tree *tree, struct thread *thread) {
     struct ckpt_decision *decision = &thread->decision;
-    ckpt_decide((const uint64_t *)(const void *)&thread->regs, 0, decision);
-    if (decision->disturbed && decision->shown > 0)
-        ckpt_decide((const uint64_t *)(const void *)&thread->regs, deliverable(tree, thread), decision);
+    struct user_regs_struct regs = thread->regs;
+    bool int80 = int80_made(thread->pid, &thread->regs);
+    if (int80)
+        int80_as_syscall(&thread->regs, &regs);
+    ckpt_decide((const uint64_t *)(const void *)&regs, 0, decision);
+    if (decision->disturbed && decision->shown > 0 && (restart_whole(thread->tid, &regs, decision->shown) || deliverable(tree, thread)))
+        decision->disturbed = 0;
+    if (int80)
+        decision->nr = (int64_t)thread->regs.orig_rax + INT80;
     if (thread->group_stopped && decision->shown == -EINTR) {
         decision->action = CKPT_KEEP;
         decision->value = decision->shown;
@@ -117,6 +124,8 @@ int thread_at_stop(ckpt_tree *tree, struct thread *thread, int signal) {
         error = sys_ptrace(PTRACE_GETSIGMASK, thread->tid, sizeof thread->sigmask, (uintptr_t)&thread->sigmask);
     if (!error)
         error = decide(tree, thread);
+    if (!error)
+        error = rseq_abort(tree, thread);
     if (error == -ESRCH)
         return 0;
     thread->state = THREAD_STOPPED;
@@ -212,7 +221,7 @@ int thread_detach(ckpt_tree *tree, struct thread *thread) {
     if (thread->state != THREAD_STOPPED)
         return 0;
     wait_let_go(tree, thread);
-    if (parting_wanted(tree, thread) && !parting_begin(thread))
+    if (parting_wanted(tree, thread) && !parting_begin(tree, thread))
         return 0;
     long error = sys_ptrace(PTRACE_DETACH, thread->tid, 0, 0);
     thread->state = THREAD_FREE;

@@ -26,6 +26,7 @@
  */
 #define _GNU_SOURCE
 #include "inject.h"
+#include "restart.h"
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
@@ -79,15 +80,15 @@ void own_registers(const struct thread *thread, struct user_regs_struct *ret_reg
     ret_regs->rax = (uint64_t)thread->decision.value;
 }
 
-/* What jumping back needs: the kernel's restart done by hand. */
-static void repeat_call(struct user_regs_struct *regs) {
+/* What jumping back needs: the kernel's restart done by hand. Each way into the kernel has its own number of restart_syscall. */
+static void repeat_call(struct user_regs_struct *regs, int64_t nr) {
     int64_t shown = (int64_t)regs->rax;
     if ((int64_t)regs->orig_rax < 0)
         return;
     if (shown == -512 || shown == -513 || shown == -514)
         regs->rax = regs->orig_rax;
     else if (shown == -516)
-        regs->rax = RESTART_SYSCALL;
+        regs->rax = nr >= INT80 ? 0 : RESTART_SYSCALL;
     else
         return;
     regs->rip -= 2;
@@ -134,7 +135,7 @@ ckpt_addr_t emit_stub(uint8_t out[STUB_BYTES], ckpt_addr_t at, const struct task
                       struct flight *ret_flight) {
     struct user_regs_struct regs;
     own_registers(thread, &regs);
-    repeat_call(&regs);
+    repeat_call(&regs, thread->decision.nr);
     int sig = flight_signal(task, thread);
     const uint64_t constants[4] = {sig ? ~(UINT64_C(1) << (sig - 1)) : ~UINT64_C(0), thread->sigmask, regs.eflags & ~(uint64_t)FLAG_TRAP, regs.rip};
     struct writer w = {out, 0};

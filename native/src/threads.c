@@ -10,6 +10,7 @@
  */
 #define _GNU_SOURCE
 #include "inject.h"
+#include "restart.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/elf.h>
@@ -180,12 +181,12 @@ static int stopped_thread(ckpt_tree *tree, pid_t tid, struct thread **ret_thread
 }
 
 /* -516 needs the kernel's restart_block, which belongs to the call that this thread really was in. The call is begun anew instead, from its
- * arguments in the registers: it waits its whole time again. A call that had been restarted before (219) names no call any more: EINTR. */
+ * arguments in the registers: it waits its whole time again. A call that had been restarted before (219, by int 0x80: 0) names no call any more: EINTR. */
 static int64_t continue_with(const struct ckpt_decision *decision) {
     enum { RESTART_BLOCK = -516, NO_HANDLER = -514, RESTART_SYSCALL = 219 };
     if (decision->value != RESTART_BLOCK)
         return decision->value;
-    return decision->nr == RESTART_SYSCALL ? -EINTR : NO_HANDLER;
+    return decision->nr == RESTART_SYSCALL || decision->nr == INT80 ? -EINTR : NO_HANDLER;
 }
 
 int ckpt_thread_set(ckpt_tree *tree, int32_t tid, const uint64_t *regs, const struct ckpt_decision *decision, const uint8_t *xstate,
@@ -205,7 +206,7 @@ int ckpt_thread_set(ckpt_tree *tree, int32_t tid, const uint64_t *regs, const st
         memset(&thread->wait, 0, sizeof thread->wait);
         thread->wait.stops = 1; /* what a look has seen was another wait */
         thread->wait.placed = true;
-        thread->regs.orig_rax = (uint64_t)thread->decision.nr;
+        thread->regs.orig_rax = restart_orig_rax(thread->decision.nr);
         own_registers(thread, &own);
         error = (int)sys_ptrace(PTRACE_SETREGS, tid, 0, (uintptr_t)&own);
         if (error)
@@ -224,6 +225,15 @@ int ckpt_thread_set(ckpt_tree *tree, int32_t tid, const uint64_t *regs, const st
         thread->sigmask = *sigmask;
     }
     return 0;
+}
+
+int ckpt_threads_set(ckpt_tree *tree, const struct ckpt_thread_state *states, size_t count, const uint8_t *xstates) {
+    int error = 0;
+    for (size_t i = 0; i < count && !error; i++) {
+        const struct ckpt_thread_state *state = &states[i];
+        error = ckpt_thread_set(tree, state->tid, state->regs, &state->decision, xstates + state->xstate, state->xstate_bytes, &state->sigmask);
+    }
+    return error;
 }
 
 int ckpt_thread_get(ckpt_tree *tree, int32_t tid, uint64_t *ret_regs, uint8_t *ret_xstate, size_t cap, uint64_t *ret_sigmask) {

@@ -213,6 +213,7 @@ int ckpt_tree_open(int32_t root_pid, uint64_t start_ticks, ckpt_tree **ret_tree)
         return -ENOMEM;
     tree->root = root_pid;
     tree->freeze_retries = DEFAULT_RETRIES;
+    tree->freezer.fd = -1;
     tree->text = mmap(NULL, TEXT_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     tree->text = tree->text == MAP_FAILED ? NULL : tree->text;
     tree_fault_clear(tree);

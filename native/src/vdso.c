@@ -5,7 +5,8 @@
  *
  * Invariants
  *  1. The room is taken only if it is all zero, or begins with our note (inject.h).
- *  2. A seccomp filter on the process or on the thread: -EPERM, step "seccomp", nothing is written.
+ *  2. What was read since all stopped is not read again (tree_knows()).
+ *  3. A seccomp filter on the process or on the thread: -EPERM, step "seccomp", nothing is written.
  */
 #define _GNU_SOURCE
 #include "inject.h"
@@ -94,6 +95,8 @@ int vdso_tail(ckpt_tree *tree, struct task *task) {
     int mem = task_mem(tree, task);
     if (mem < 0)
         return mem;
+    if (bridge->tail && tree_knows(tree, bridge->tail_at))
+        return 0;
     int error = find_vdso(task, &base);
     if (!error)
         error = bridge->tail && bridge->image == base ? find_tail_again(mem, bridge) : find_tail(mem, base, bridge);
@@ -106,26 +109,37 @@ int vdso_tail(ckpt_tree *tree, struct task *task) {
     }
     if (error)
         return tree_fail(tree, error == -ESRCH ? error : -ENOTSUP, "vdso tail", task->pid, 0, -1, 0, "vdso");
+    bridge->tail_at = tree->standing;
     return 0;
+}
+
+void inject_note_status(const ckpt_tree *tree, struct task *task, const char *text, size_t bytes) {
+    task->bridge.filtered = proc_field(text, bytes, "Seccomp", 10, 0) != 0;
+    task->bridge.caught = proc_field(text, bytes, "SigCgt", 16, ~UINT64_C(0));
+    task->bridge.ignored = proc_field(text, bytes, "SigIgn", 16, 0);
+    task->bridge.status_at = tree->standing;
 }
 
 int inject_prepare(ckpt_tree *tree, struct task *task) {
     char text[4096];
-    ssize_t bytes = proc_read(task->dir, "status", text, sizeof text);
-    if (bytes < 0)
-        return tree_fail(tree, (int)bytes, "read status", task->pid, 0, -1, 0, "status");
-    if (proc_field(text, (size_t)bytes, "Seccomp", 10, 0))
+    if (!tree_knows(tree, task->bridge.status_at)) {
+        ssize_t bytes = proc_read(task->dir, "status", text, sizeof text);
+        if (bytes < 0)
+            return tree_fail(tree, (int)bytes, "read status", task->pid, 0, -1, 0, "status");
+        inject_note_status(tree, task, text, (size_t)bytes);
+    }
+    if (task->bridge.filtered)
         return tree_fail(tree, -EPERM, "seccomp", task->pid, 0, -1, 0, NULL);
     if (memory_owner(tree, task)->bridge.blocked)
         return tree_fail(tree, -EBUSY, "remains", task->pid, 0, -1, 0, "a signal handler returns into a killed ckpt's code");
-    task->bridge.caught = proc_field(text, (size_t)bytes, "SigCgt", 16, ~UINT64_C(0));
-    task->bridge.ignored = proc_field(text, (size_t)bytes, "SigIgn", 16, 0);
     return vdso_tail(tree, memory_owner(tree, task));
 }
 
 /* A thread may have a filter that its leader does not have. (Strict mode in one thread of several cannot be seen so cheaply, and
  * cannot be lived with either: it forbids futex.) */
-int inject_refused(ckpt_tree *tree, const struct thread *thread) {
+static int filter_refused(ckpt_tree *tree, const struct thread *thread) {
+    if (tree_knows(tree, thread->unfiltered_at))
+        return 0;
     long got = sys_ptrace(0x420c /* PTRACE_SECCOMP_GET_FILTER */, thread->tid, 0, 0);
     bool filtered = got >= 0;
     if (got == -EACCES || got == -EPERM) {
@@ -134,8 +148,13 @@ int inject_refused(ckpt_tree *tree, const struct thread *thread) {
         ssize_t bytes = proc_read(tree_task(tree, thread->pid)->dir, name, text, sizeof text);
         filtered = bytes < 0 || proc_field(text, (size_t)bytes, "Seccomp", 10, 0);
     }
-    if (filtered)
-        return tree_fail(tree, -EPERM, "seccomp", thread->pid, thread->tid, -1, 0, NULL);
+    return filtered ? tree_fail(tree, -EPERM, "seccomp", thread->pid, thread->tid, -1, 0, NULL) : 0;
+}
+
+int inject_refused(ckpt_tree *tree, const struct thread *thread) {
+    int error = filter_refused(tree, thread);
+    if (error)
+        return error;
     if (thread->regs.cs != USER_CODE_64)
         return tree_fail(tree, -ENOTSUP, "32-bit code", thread->pid, thread->tid, -1, thread->regs.rip, NULL);
     return 0;

@@ -23,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 
 enum { SHOWN_WORDS = 8, RESTART_SYSCALL = 219, NO_HANDLER = -514, RESTART_BLOCK = -516, MILLION = 1000000, BILLION = 1000000000, TABLE_ROOM = 8192 };
@@ -135,9 +136,20 @@ static bool examine(struct ckpt_wait *wait) {
     return true;
 }
 
+/* A unix socket waits for room in the listener's queue, others for the handshake: at their time's end connect() says so. */
+static int64_t expired_connect(const struct task *task, const struct ckpt_wait *wait) {
+    int domain = 0;
+    size_t size = sizeof domain;
+    _cleanup_close_ int ours = sys_pidfd_getfd(task->pidfd, (int)wait->arg[0]);
+    bool local = ours >= 0 && !sys_getsockopt(ours, SOL_SOCKET, SO_DOMAIN, &domain, &size) && domain == AF_UNIX;
+    return local ? -EAGAIN : wait->expired;
+}
+
 /* Reads its limit; false for a socket that has none. */
 static bool limited(const struct task *task, struct ckpt_wait *wait) {
     const struct restart_row *row = restart_row(wait->nr);
+    if (wait->nr == SYS_connect)
+        wait->expired = (int32_t)expired_connect(task, wait);
     wait->limit = row ? limit_of(task, row, wait->arg) : 0;
     return wait->limit || wait->timer || wait->nr == RESTART_SYSCALL;
 }
@@ -282,7 +294,8 @@ int64_t ckpt_waits_left(ckpt_tree *tree, struct ckpt_wait *ret_waits, size_t cap
         restart_arguments(&thread->regs, wait.arg);
         if (!examine(&wait) || !limited(task, &wait))
             continue;
-        if (thread->state != THREAD_STOPPED && !still_there(task, &wait))
+        bool ends_by_itself = thread->wait.placed && block; /* with the time that it was given: what its limit was tells nobody anything */
+        if (thread->state != THREAD_STOPPED && !ends_by_itself && !still_there(task, &wait))
             wait.limit = 0; /* what stands in its memory by now is something else */
         if (count < cap)
             ret_waits[count] = wait;
