@@ -5,10 +5,27 @@ what it made is kept as an image (images.py), and from then on loading one takes
 Nothing needs kernel headers (headers.py), kprobes or fentry: only raw tracepoints, and struct offsets from the kernel's own BTF.
 """
 
+from bpf.deadlines import Deadlines, Interrupted
 from bpf.errors import BpfError
 from bpf.lifecycle import Change, Filter, Kind
-from bpf.ready import compiled, missing, prepare
+from bpf.ready import compile_ahead, compiled, given_up, missing, prepare
 from bpf.syscalls import Call, Syscalls
 from bpf.writes import Write, Writes
 
-__all__ = ["BpfError", "Call", "Change", "Filter", "Kind", "Syscalls", "Write", "Writes", "compiled", "missing", "prepare"]
+__all__ = [
+    "BpfError",
+    "Call",
+    "Change",
+    "Deadlines",
+    "Filter",
+    "Interrupted",
+    "Kind",
+    "Syscalls",
+    "Write",
+    "Writes",
+    "compile_ahead",
+    "compiled",
+    "given_up",
+    "missing",
+    "prepare",
+]

@@ -7,7 +7,7 @@ by its kind, what follows: for a struct or union 12 bytes for each member (name,
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from bpf.errors import BpfError
@@ -20,7 +20,8 @@ _FOLLOWS = {1: (4, 0), 3: (12, 0), 4: (0, 12), 5: (0, 12), 6: (0, 8), 13: (0, 8)
 
 
 def offsets(wanted: Iterable[str], path: Path = KERNEL) -> dict[str, int]:
-    """ "task_struct.tgid" -> bytes from the struct's beginning, members of anonymous structs and unions inside included.
+    """ "task_struct.tgid" -> bytes from the struct's beginning, members of anonymous structs and unions inside included; in one that is a
+    member with a name: "restart_block.poll.tv_sec". Of several names with "|" between them the first that there is.
 
     Raises BpfError where the kernel has no BTF or lacks one of them.
     """
@@ -33,11 +34,10 @@ def offsets(wanted: Iterable[str], path: Path = KERNEL) -> dict[str, int]:
     structs = types.structs({name.partition(".")[0] for name in names})
     found = {}
     for name in names:
-        outer, _, member = name.partition(".")
-        places = dict(types.members(structs[outer])) if outer in structs else {}
-        if member not in places:
+        places = [place for one in name.split("|") if (place := types.place(structs, one)) is not None]
+        if not places:
             raise BpfError("no-btf", f"{path}: this kernel has no {name}: the programs of this ckpt cannot be used on it")
-        found[name] = places[member]
+        found[name] = places[0]
     return found
 
 
@@ -71,6 +71,10 @@ class _Types:
                 found.setdefault(text, at)
         return found
 
+    def place(self, structs: Mapping[str, int], name: str) -> int | None:
+        outer, _, member = name.partition(".")
+        return dict(self.members(structs[outer])).get(member) if outer in structs else None
+
     def members(self, at: int, base: int = 0) -> Iterator[tuple[str, int]]:
         info = struct.unpack_from("<I", self.data, at + 4)[0]
         for index in range(info & 0xFFFF):
@@ -78,7 +82,9 @@ class _Types:
             place = base + (bits & 0xFFFFFF if info >> 31 else bits) // 8  # with bit fields the upper byte is their size
             if name:
                 yield self._text(name), place
-                continue
             inner = self.starts[kind]
-            if struct.unpack_from("<I", self.data, inner + 4)[0] >> 24 & 0x1F in (_STRUCT, _UNION):
-                yield from self.members(inner, place)
+            of_type, inner_info = struct.unpack_from("<II", self.data, inner)
+            if of_type or inner_info >> 24 & 0x1F not in (_STRUCT, _UNION):
+                continue
+            for member, at_byte in self.members(inner, place):
+                yield f"{self._text(name)}.{member}" if name else member, at_byte

@@ -18,7 +18,8 @@ from bpf.errors import BpfError
 
 SOURCES = Path(__file__).resolve().parent / "src"
 _COMPILER = Path(__file__).resolve().parent / "compiler.py"
-#: Members that the programs read; each becomes a -D: "pt_regs.ip" is AT_PT_REGS_IP.
+#: Members that the programs read; each becomes a -D: "pt_regs.ip" is AT_PT_REGS_IP. What has another name in other kernels has both, and is
+#: called by the first.
 MEMBERS = (
     *(
         "task_struct.pid",
@@ -27,9 +28,20 @@ MEMBERS = (
         "task_struct.signal",
         "task_struct.mm",
         "task_struct.ptrace",
+        "task_struct.stack",
+        "task_struct.restart_block",
         "signal_struct.live",
+        "restart_block.fn",
+        "restart_block.nanosleep.clockid",
+        "restart_block.nanosleep.expires",
+        "restart_block.futex.time",
+        "restart_block.poll.tv_sec|restart_block.poll.end_time",
+        "hrtimer._softexpires",
+        "hrtimer.base",
+        "hrtimer_clock_base.offset",
+        "timer_list.expires",
     ),
-    *(f"pt_regs.{name}" for name in ("r10", "r9", "r8", "dx", "si", "di", "orig_ax", "ip")),
+    *(f"pt_regs.{name}" for name in ("r10", "r9", "r8", "dx", "si", "di", "orig_ax", "ip", "sp")),
 )
 
 
@@ -77,6 +89,11 @@ def compiled(name: str) -> bool:
     return _path(name).exists()
 
 
+def failed(name: str) -> Path:
+    """A file that is there where it did not compile here."""
+    return _path(name).with_suffix(".failed")
+
+
 def _sources(name: str) -> tuple[Path, ...]:
     return SOURCES / "tree.h", SOURCES / f"{name}.bpf.c"
 
@@ -98,7 +115,7 @@ def _compiled(name: str, folder: Path) -> bytes:
     places = offsets(folder)
     if importlib.util.find_spec("bcc") is None:
         raise BpfError("no-bcc", "the module bcc is not installed: apt-get install python3-bpfcc")
-    flags = [f"-DAT_{member.replace('.', '_').upper()}={at}" for member, at in places.items()]
+    flags = [f"-DAT_{member.partition('|')[0].replace('.', '_').upper()}={at}" for member, at in places.items()]
     command = [sys.executable, "-I", str(_COMPILER), *map(str, _sources(name)), *flags]
     tree = headers.tree(folder, os.uname().release)
     done = subprocess.run(command, env={**os.environ, "BCC_KERNEL_SOURCE": str(tree)}, capture_output=True, check=False)

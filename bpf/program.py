@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -21,23 +21,41 @@ _LD_IMM64, _MAP_FD, _RINGBUF = 0x18, 1, 27
 
 class Program:
     """`attach`: function -> tracepoint. `shared`: maps by name that belong to another program, used instead of an own one.
-    `ring_bytes`: size of ring buffers, a power of two."""
+    `ring_bytes`: size of ring buffers, a power of two. `idle`: loaded only, to be attached later."""
 
-    def __init__(self, name: str, attach: Mapping[str, str], shared: Mapping[str, int] | None = None, ring_bytes: int = 0) -> None:
+    def __init__(
+        self, name: str, attach: Mapping[str, str], shared: Mapping[str, int] | None = None, ring_bytes: int = 0, *, idle: bool = False
+    ) -> None:
         self.name = name
         self.maps: dict[str, int] = {}
         self.specs: dict[str, MapSpec] = {}
         self._open: list[int] = []
+        self._links: list[int] = []
         made = image(name)
+        used = set().union(*(references(made.programs[function]) for function in attach))
         try:
-            fds = [self._map(spec, shared or {}, ring_bytes) for spec in made.maps]
-            loaded = {point: self._load(made, function, fds) for function, point in attach.items()}
-            # Attached last of all and closed first: none of them is left running without the others.
-            for point, program in loaded.items():
-                self._open.insert(0, self._attached(point, program))
+            fds = [self._map(spec, shared or {}, ring_bytes) if place in used else -1 for place, spec in enumerate(made.maps)]
+            self._loaded = {point: self._load(made, function, fds) for function, point in attach.items()}
+            if not idle:
+                self.attach()
         except BaseException:
             self.close()
             raise
+
+    def attach(self) -> None:
+        """Last of all, and taken away first: none of them runs without the others."""
+        try:
+            for point, program in self._loaded.items():
+                self._links.append(self._attached(point, program))
+        except BpfError:
+            self.detach()
+            raise
+
+    def detach(self) -> None:
+        """What the maps hold stays."""
+        while self._links:
+            with suppress(OSError):
+                os.close(self._links.pop())
 
     def _map(self, spec: MapSpec, shared: Mapping[str, int], ring_bytes: int) -> int:
         entries = ring_bytes or spec.entries * os.sysconf("SC_PAGE_SIZE") if spec.kind == _RINGBUF else spec.entries
@@ -71,9 +89,10 @@ class Program:
         return int.from_bytes(calls.map_lookup(self.maps[name], bytes(4), 8) or b"", "little")
 
     def close(self) -> None:
+        self.detach()
         while self._open:
             with suppress(OSError):
-                os.close(self._open.pop(0))
+                os.close(self._open.pop())
 
     def __enter__(self) -> Self:
         return self
@@ -82,16 +101,27 @@ class Program:
         self.close()
 
 
+def _map_operands(code: bytes) -> Iterator[int]:
+    """Where a place in the list of maps stands."""
+    at = 0
+    while at < len(code):
+        if code[at] == _LD_IMM64:
+            if code[at + 1] >> 4 == _MAP_FD:
+                yield at + 4
+            at += 8  # it takes two
+        at += 8
+
+
+def references(code: bytes) -> set[int]:
+    """Places in the list of maps that the code uses: tree.h declares more than most programs want."""
+    return {int.from_bytes(code[at : at + 4], "little") for at in _map_operands(code)}
+
+
 def relocated(code: bytes, fds: list[int]) -> bytes:
     """The code with descriptors instead of places in the list of maps."""
     words = bytearray(code)
-    at = 0
-    while at < len(words):
-        if words[at] == _LD_IMM64:
-            if words[at + 1] >> 4 == _MAP_FD:
-                words[at + 4 : at + 8] = fds[int.from_bytes(words[at + 4 : at + 8], "little")].to_bytes(4, "little")
-            at += 8
-        at += 8
+    for at in _map_operands(code):
+        words[at : at + 4] = fds[int.from_bytes(code[at : at + 4], "little")].to_bytes(4, "little")
     return bytes(words)
 
 
