@@ -191,7 +191,7 @@ class Snapshot:
     tasks: tuple[Task, ...]
     files: tuple[OpenFile, ...]
     objects: tuple[SharedObject, ...]
-    features: State  #: what the machine was: kernel release, boot id, cpu, page size
+    features: State  #: what the machine was: kernel release, boot id, cpu; and "clocks": what the program's showed at the freeze, ns
     taken_at: int  #: CLOCK_REALTIME, ns
     zombies: tuple[Zombie, ...] = ()
 

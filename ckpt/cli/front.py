@@ -11,7 +11,8 @@ Invariants
     inside a call of the core, and sections that must not be left in the middle hold it back (ckpt/ops/interrupts.py).
  2. The front's death is a SIGIO for the worker: the other end of a pipe is closed, which needs no library, unlike prctl. Not SIGHUP, which
     nohup has ignored.
- 3. What the terminal sends, it sends to both (si_code SI_KERNEL): the front passes on what was meant for it alone.
+ 3. A worker that was killed may have left a control group frozen: the front thaws it (ckpt/live/freezer.py).
+ 4. What the terminal sends, it sends to both (si_code SI_KERNEL): the front passes on what was meant for it alone.
 """
 
 from __future__ import annotations
@@ -86,6 +87,10 @@ def _wait(worker: int) -> NoReturn:
 def _end_as(status: int) -> NoReturn:
     """Nothing of the front's is to be flushed: it has written nothing."""
     if os.WIFSIGNALED(status):
+        with suppress(Exception):  # nothing keeps it from ending as its worker did
+            from ckpt.ops.settle import after_a_death  # code that nearly no front needs
+
+            after_a_death()
         number = os.WTERMSIG(status)
         if number != signal.SIGKILL:
             signal.signal(number, signal.SIG_DFL)

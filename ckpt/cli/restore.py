@@ -16,6 +16,9 @@ def command(
         list[str] | None, typer.Option("--fd", metavar="N=PATH", help="Open PATH as descriptor N instead.", show_default=False)
     ] = None,
     tcp: Annotated[str, typer.Option("--tcp", metavar="HOW", help="Connections to others: reset or refuse.")] = "reset",
+    clock: Annotated[
+        str, typer.Option("--clock", metavar="VIEW", help="Its CLOCK_MONOTONIC and CLOCK_BOOTTIME: continue (from the snapshot) or host.")
+    ] = "continue",
     new_pid: Annotated[bool, typer.Option("--new-pid", help="With any free pid; the program may remember the old one.")] = False,
     pid_namespace: Annotated[bool, typer.Option("--pid-namespace", help="With its old pids, in a pid namespace of its own.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="End the living incarnation first.")] = False,
@@ -27,10 +30,12 @@ def command(
     json: JsonOption = False,
 ) -> None:
     from ckpt.errors import UsageError
-    from ckpt.ops.restore import Place, Request, restore
+    from ckpt.ops.restore import Place, Request, View, restore
 
     if tcp not in ("reset", "refuse"):
         raise UsageError(f"--tcp {tcp}: must be reset or refuse")
+    if clock not in tuple(View):
+        raise UsageError(f"--clock {clock}: must be continue or host")
     if new_pid and pid_namespace:
         raise UsageError("--new-pid and --pid-namespace exclude each other: give one")
     place = Place.NEW if new_pid else Place.APART if pid_namespace else Place.SAME
@@ -47,6 +52,7 @@ def command(
         stopped=stopped,
         streams=_streams(fd or []),
         tcp=tcp,
+        clock=View(clock),
     )
     if lazy:
         from ckpt.ops.lazy import in_background

@@ -27,6 +27,10 @@ def command(
         int | None,
         typer.Option("--precopy", metavar="N", min=0, max=1000, help="Rounds of pre-copy; default: as many as pay.", show_default=False),
     ] = None,
+    freeze: Annotated[
+        str,
+        typer.Option("--freeze", metavar="WAY", help="By what it is stopped: auto, ptrace, or cgroup (v2, its own): all at once."),
+    ] = "auto",
     every: Annotated[
         str | None, typer.Option("--every", metavar="TIME", help="Again each 5s, 500ms, 1m until the tree ends.", show_default=False)
     ] = None,
@@ -44,6 +48,7 @@ def command(
     from ckpt.errors import UsageError
     from ckpt.history.names import check_tag
     from ckpt.history.upkeep import parse_policy
+    from ckpt.live.deadlines import Deadlines
     from ckpt.ops.periodic import parse_interval, prune, repeat, tend
     from ckpt.ops.snapshot import Request, Result, snapshot
 
@@ -51,6 +56,8 @@ def command(
         raise UsageError("--full and --incremental exclude each other: leave one out")
     if tracker not in ("auto", "uffd", "softdirty", "compare"):
         raise UsageError(f"--tracker {tracker}: must be auto, uffd, softdirty or compare")
+    if freeze not in ("auto", "cgroup", "ptrace"):
+        raise UsageError(f"--freeze {freeze}: must be auto, cgroup or ptrace")
     if trace and every is None:
         raise UsageError("--trace watches what is written between snapshots: give --every TIME too")
     if tag is not None:
@@ -58,7 +65,7 @@ def command(
     if keep is not None:
         parse_policy(keep)  # before anything is done
     mode = "full" if full else "incremental" if incremental else "auto"
-    request = Request(pid, store, mode, tracker, precopy, tag, kill, paranoid, asker=asker)
+    request = Request(pid, store, mode, tracker, precopy, tag, kill, paranoid, freeze=freeze, asker=asker)
 
     def show(result: Result) -> None:
         if json:
@@ -70,10 +77,13 @@ def command(
     if every is not None:
         repeat(request, parse_interval(every), keep, show, traced=trace)
         return
-    with output.progress(f"snapshot of {pid}") as step:
-        made = snapshot(request, step)
-    show(made)
-    tend(store, made.generation.number)
+    with Deadlines() as ebpf:
+        with output.progress(f"snapshot of {pid}") as step:
+            made = snapshot(request, step, ebpf=ebpf)
+        show(made)
+        tend(store, made.generation.number)
+        if not asker:
+            ebpf.compile_ahead()
     if keep is not None:
         prune(store, keep)
 

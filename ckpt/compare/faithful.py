@@ -14,12 +14,15 @@ from typing import Any
 
 from ckpt.compare.canonical import canonical
 from ckpt.compare.snapshots import Difference, Field, compare
+from ckpt.kinds.fd import tcp
 from ckpt.kinds.fd.epoll import fired
 from ckpt.kinds.fd.multicast import in_own_network, same_groups
 from ckpt.kinds.fd.sigio import members as owners
 from ckpt.model import Mapping, Snapshot, State, Task
+from ckpt.syscalls import int80
 
 SI_TIMER = -2
+TICK = 10_000_000  #: live/clock.py, 3
 SIGALRM, SI_KERNEL = 14, 0x80
 NO_CALL = 2**64 - 1  #: orig_rax
 RESTART_SYSCALL, RESTART_BLOCK_CALLS = 219, (7, 35, 202, 230)  #: poll, nanosleep, futex, clock_nanosleep
@@ -94,7 +97,9 @@ def _is_timers(info: bytes) -> bool:
 
 
 def _restarted(before: Any, after: Any, _context: Context) -> bool:
-    return before == RESTART_SYSCALL and after in RESTART_BLOCK_CALLS
+    number = int80.BASE + after % int80.BASE if isinstance(after, int) else 0
+    by_int80 = before in (int80.RESTART_SYSCALL, 0) and number in int80.RESTART_BLOCK_CALLS
+    return (before == RESTART_SYSCALL and after in RESTART_BLOCK_CALLS) or by_int80
 
 
 def _no_call(_before: Any, after: Any, _context: Context) -> bool:
@@ -191,6 +196,7 @@ def _plain(snapshot: Snapshot) -> Snapshot:
     """Without what is told in another way: of a timer with an instant, what remained until then at the moment of the capture."""
     plain = canonical(snapshot)
     files = (replace(file, state={**file.state, "remaining": 0}) if file.state.get("expires") else file for file in plain.files)
+    files = (replace(file, state=tcp.without_ways(file.state)) if file.kind == "tcp" and "away" in file.state else file for file in files)
     return replace(plain, objects=(), files=tuple(files))
 
 
@@ -226,6 +232,13 @@ def _as_unknown(task: Task, wanted: Snapshot) -> Task:
             piece = replace(item, start=start, end=end, backing=replace(item.backing, offset=offset))
             pieces.append(replace(piece, advice=None, guards=()) if inside else piece)
     return replace(task, mappings=tuple(pieces))
+
+
+def clocks_go_on(wanted: Snapshot, found: Snapshot, elapsed_ns: int) -> list[Difference]:
+    """Whether the clocks of a restored tree are where they were, and have gone on for no longer than it has been there."""
+    then, here = wanted.features.get("clocks", {}), found.features.get("clocks", {})
+    fields = [Field(name, then[name], here.get(name)) for name in then if not 0 <= here.get(name, -1) - then[name] <= elapsed_ns + TICK]
+    return [Difference("process", "changed", found.root.pid, "clocks", tuple(fields))] if fields else []
 
 
 def _may(difference: Difference, field: Field, context: Context) -> bool:

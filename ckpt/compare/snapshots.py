@@ -23,6 +23,7 @@ REGISTERS = (
     "orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs",
 )  # fmt: skip
 _REGS = Struct("<27Q")
+_XSTATE_BV = slice(512, 520)  # the first word of the header behind the legacy area
 _OF_TASK = ("pid", "start_ticks", "ppid", "pgid", "sid", "comm", "exit_signal", "stopped")
 _OF_ZOMBIE = ("start_ticks", "ppid", "pgid", "sid", "comm", "status", "exit_signal", "uid")
 
@@ -159,7 +160,8 @@ def registers(regs: bytes) -> dict[str, int]:
 def _thread_fields(old: Thread, new: Thread) -> tuple[Field, ...]:
     then, now = registers(old.regs), registers(new.regs)
     fields = _fields((name, then.get(name), now.get(name)) for name in dict.fromkeys([*then, *now]))
-    fields += _fields([("xstate", _digest(old.xstate), _digest(new.xstate))]) if old.xstate != new.xstate else ()
+    if _vectors(old.xstate) != _vectors(new.xstate):
+        fields += _fields([("xstate", _digest(old.xstate), _digest(new.xstate))])
     fields += _fields((name, getattr(old, name), getattr(new, name)) for name in ("start_ticks", "sigmask"))
     fields += _fields([("pending", _hexes(old.pending), _hexes(new.pending))])
     fields += _fields((f"syscall.{name}", getattr(old.syscall, name), getattr(new.syscall, name)) for name in ("phase", "nr", "raw_retval"))
@@ -168,6 +170,12 @@ def _thread_fields(old: Thread, new: Thread) -> tuple[Field, ...]:
     for kind in sorted(old.attributes.keys() | new.attributes.keys()):
         fields += _state_fields(f"{kind}.", old.attributes.get(kind, {}), new.attributes.get(kind, {}))
     return fields
+
+
+def _vectors(xstate: bytes) -> bytes:
+    """All contents, without XSTATE_BV. It says which components the processor has in use, and for one that holds its initial values that is
+    up to the processor (Intel SDM 1, 13.6: XINUSE); what is not in use the kernel fills with those values (copy_xstate_to_uabi)."""
+    return xstate[: _XSTATE_BV.start] + xstate[_XSTATE_BV.stop :]
 
 
 def _digest(blob: bytes) -> str:

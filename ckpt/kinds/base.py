@@ -78,6 +78,7 @@ class Work(IntFlag):
     MQUEUE = 4096
     OWNER = 8192
     GROUPS = 16384
+    SENDING = 32768
 
 
 UNNAMED_BYTES = 64 << 20  #: CKPT_UNNAMED_BYTES: it is read while the program stands still

@@ -16,12 +16,17 @@ from typing import Any
 
 from ckpt.errors import CkptError
 from ckpt.live.core import Sink, SpaceRuns, Track, Tree
-from ckpt.model import SIGCHLD, Action, Arg, RemoteArg, RemoteCall, RetvalDecision, Snapshot
+from ckpt.model import SIGCHLD, Action, Arg, RemoteArg, RemoteCall, RetvalDecision, Snapshot, Thread
 from native._native import ffi, lib
 
 NONE = int(lib.CKPT_TRACK_NONE)
 CLONE_PARENT = 0x8000
-_ACTIONS = {Action.KEEP: lib.CKPT_KEEP, Action.RESTART: lib.CKPT_RESTART, Action.REBUILD: lib.CKPT_REBUILD, Action.LINGER: lib.CKPT_LINGER}
+_ACTIONS = {
+    Action.KEEP: int(lib.CKPT_KEEP),
+    Action.RESTART: int(lib.CKPT_RESTART),
+    Action.REBUILD: int(lib.CKPT_REBUILD),
+    Action.LINGER: int(lib.CKPT_LINGER),
+}
 _FORMS = {Arg.VALUE: lib.CKPT_ARG_VALUE, Arg.RESULT: lib.CKPT_ARG_RESULT, Arg.BUFFER: lib.CKPT_ARG_DATA}
 
 
@@ -198,21 +203,41 @@ def task_reap(tree: Tree, parent: int, pid: int) -> None:
     tree.check(int(lib.ckpt_task_reap(tree.handle, tree.ours(parent), tree.ours(pid), pid)), "collect a task")
 
 
-def thread_set(tree: Tree, tid: int, regs: bytes, decision: RetvalDecision, nr: int, xstate: bytes, sigmask: int) -> None:
-    shown = int.from_bytes(regs[80:88], "little", signed=True)
-    raw = ffi.new("struct ckpt_decision *", [nr, shown, decision.value, int(_ACTIONS[decision.action]), int(decision.disturbed)])
-    words = ffi.new("uint64_t[27]")
-    ffi.buffer(words)[:] = regs
-    lent = ffi.from_buffer(xstate)
-    tree.check(
-        int(lib.ckpt_thread_set(tree.handle, tree.ours(tid), words, raw, lent, len(xstate), ffi.new("uint64_t *", sigmask))),
-        "set registers",
-    )
+_STATE = Struct("<iIQQqqqII216s")  #: struct ckpt_thread_state
+_RAX = slice(80, 88)
+assert _STATE.size == ffi.sizeof("struct ckpt_thread_state")
 
 
-def thread_rebuild(tree: Tree, tid: int, remaining_ns: int) -> bool:
-    """A wait that the kernel keeps is given so much time; False: it begins anew."""
-    return bool(tree.check(int(lib.ckpt_thread_rebuild(tree.handle, tree.ours(tid), remaining_ns)), "begin a wait"))
+class ThreadStates:
+    """Registers, masks and vector state of threads, which are set in one call. Vector state that many of them share stands there once."""
+
+    def __init__(self) -> None:
+        self._rows: list[bytes] = []
+        self._xstates = bytearray()
+        self._places: dict[bytes, int] = {}
+
+    def add(self, tid: int, thread: Thread, regs: bytes, nr: int, decision: RetvalDecision) -> None:
+        """`tid`: our number of it."""
+        place = self._places.get(thread.xstate)
+        if place is None:
+            place = self._places[thread.xstate] = len(self._xstates)
+            self._xstates += thread.xstate
+        shown = int.from_bytes(regs[_RAX], "little", signed=True)
+        how = nr, shown, decision.value, _ACTIONS[decision.action], decision.disturbed
+        self._rows.append(_STATE.pack(tid, len(thread.xstate), place, thread.sigmask, *how, regs))
+
+    def set(self, tree: Tree) -> None:
+        rows = b"".join(self._rows)
+        states = ffi.cast("struct ckpt_thread_state *", ffi.from_buffer(rows))
+        xstates = ffi.from_buffer(self._xstates) if self._xstates else ffi.NULL
+        tree.check(int(lib.ckpt_threads_set(tree.handle, states, len(self._rows), xstates)), "set registers")
+
+
+def threads_rebuild(tree: Tree, remaining: Mapping[int, int]) -> set[int]:
+    """Waits that the kernel keeps are given so much time (ns; by our numbers of their threads): those that have it; others begin anew."""
+    waits = ffi.new("struct ckpt_remaining[]", [[tid, 0, ns] for tid, ns in remaining.items()])
+    tree.check(int(lib.ckpt_threads_rebuild(tree.handle, waits, len(remaining))), "begin waits")
+    return {int(wait.tid) for wait in waits if wait.done}
 
 
 def rename_threads(tree: Tree, wanted: Snapshot, was: Mapping[int, int]) -> None:

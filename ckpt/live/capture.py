@@ -19,18 +19,19 @@ from ckpt.errors import CkptError, RefusedError
 from ckpt.kinds.base import Answer, RawTask, Unsupported, with_outside
 from ckpt.kinds.fd.locks import with_locks_of
 from ckpt.kinds.fd.sigio import with_owner
+from ckpt.kinds.fd.sockfilter import with_filter
 from ckpt.kinds.groups import with_others
 from ckpt.kinds.table import table
 from ckpt.kinds.task.terminal import own_terminals
-from ckpt.live import core, records
+from ckpt.live import clock, core, records
 from ckpt.live.advice import Adviser, described
 from ckpt.live.doctor import machine
 from ckpt.live.fingerprint import Fingerprint, fingerprint
+from ckpt.live.known import Known
 from ckpt.live.preflight import is_tracker, raw_descriptor, recognise, refusal
 from ckpt.live.records import RawCapture, RawFd, RawProcess, RawThread
 from ckpt.live.runtime import TrackerSeat
 from ckpt.live.spaces import Spaces
-from ckpt.live.waits import Known
 from ckpt.model import (
     Action,
     Descriptor,
@@ -48,6 +49,7 @@ from ckpt.model import (
 )
 from ckpt.procfs import parse_fdinfo, parse_maps, parse_stat, parse_status
 from ckpt.syscalls.decide import Waited, arguments, decide, unpack
+from ckpt.syscalls.int80 import as_syscall, is_int80
 
 O_CLOEXEC = 0o2000000
 SHARED = ("files", "fs", "sighand")  #: in the order of the record
@@ -87,18 +89,21 @@ class Capture:
             scan_threads=scan_threads,
             last_round=last_round,
         )
-        self.taken_at = 0
+        self.taken_at = self.frozen_at = 0
 
     def run(self, sink: core.Sink) -> dict[str, int]:
         """Freeze to thaw. Nanoseconds by phase."""
         self.taken_at = time.time_ns()
-        return self.tree.capture(self.options, sink)
+        timing = self.tree.capture(self.options, sink)
+        self.frozen_at = timing["at"]
+        return timing
 
     def parse(self, sink: core.Sink, spaces: Spaces) -> Snapshot:
         raw = records.decode(sink.records(), self.table.process_files, self.table.thread_files)
         spaces.learn([core.ThreadId(t.pid, t.tid, t.start_ticks, t.mm) for t in raw.threads.values()])
         spaces.learn_objects(raw.objects)
-        return Parser(raw, spaces, self.adviser, self.tree.waits.last).snapshot(self.tree.pid, self.taken_at)
+        waits = self.tree.waits
+        return Parser(raw, spaces, self.adviser, waits.last, waits.no_ebpf).snapshot(self.tree.pid, self.taken_at, self.frozen_at)
 
 
 class Layout:
@@ -146,32 +151,45 @@ class Layout:
 
 
 class Parser:
-    def __init__(self, raw: RawCapture, spaces: Spaces, adviser: Adviser, waits: MappingABC[int, Known] = MappingProxyType({})) -> None:
-        self.raw, self.spaces, self.table, self.adviser, self.waits = raw, spaces, table(), adviser, waits
+    def __init__(
+        self, raw: RawCapture, spaces: Spaces, adviser: Adviser, waits: MappingABC[int, Known] = MappingProxyType({}), no_ebpf: str = ""
+    ) -> None:
+        """`no_ebpf`: why the kernel was not asked when the waits end."""
+        self.raw, self.spaces, self.table, self.adviser, self.waits, self.no_ebpf = raw, spaces, table(), adviser, waits, no_ebpf
         self.files: dict[int, OpenFile] = {}
 
-    def snapshot(self, root: int, taken_at: int) -> Snapshot:
+    def snapshot(self, root: int, taken_at: int, frozen_at: int) -> Snapshot:
+        """`taken_at`: CLOCK_REALTIME; `frozen_at`: the machine's CLOCK_MONOTONIC."""
         tasks = tuple(self._task(process) for process in self.raw.processes.values())
         objects = described([SharedObject(self.spaces.store(o.space), o.dev, o.ino, o.size) for o in self.raw.objects], tasks)
         start = self.raw.threads[root].start_ticks
         files = with_others(with_outside(sorted(self.files.values(), key=lambda file: file.id)))
         zombies = tuple(_zombie(texts) for texts in self.raw.zombies.values())
         tasks = own_terminals(tasks, zombies, files)
-        return Snapshot(PidRef(root, start), tasks, files, objects, machine(), taken_at, zombies)
+        features = {**machine(), "clocks": clock.at(frozen_at, self._clocks(root))}
+        return Snapshot(PidRef(root, start), tasks, files, objects, features, taken_at, zombies)
+
+    def _clocks(self, root: int) -> clock.Clocks:
+        """What is added to the machine's for the whole tree. By what links told, which are read when tasks are parsed."""
+        first = self.raw.processes[root].files
+        for process in self.raw.processes.values():
+            if reason := clock.strange(process.files, first, root):
+                raise RefusedError(f"task {process.pid} ({parse_stat(process.files['stat']).comm}): {reason}")
+        return clock.offsets(first)
 
     def _task(self, process: RawProcess) -> Task:
         stat = parse_stat(process.files["stat"])
         threads = sorted((t for t in self.raw.threads.values() if t.pid == process.pid), key=lambda t: (t.tid != t.pid, t.tid))
         return Task(
             pid=process.pid,
-            start_ticks=stat.start_ticks,
+            start_ticks=clock.ticks(stat.start_ticks),
             ppid=stat.ppid,
             pgid=stat.pgid,
             sid=stat.sid,
             comm=stat.comm,
             mm=self.spaces.store(threads[0].mm),
             threads=tuple(self._thread(thread) for thread in threads),
-            mappings=self._mappings(process, stat.start_ticks),
+            mappings=self._mappings(process, clock.ticks(stat.start_ticks)),
             descriptors=self._descriptors(process, stat.comm),
             pending=tuple(process.pending),
             attributes=self._attributes(process),
@@ -210,28 +228,36 @@ class Parser:
         return RawTask(pid, tid, files, self.table.answers(kind, answers), limits, extra)  # type: ignore[arg-type]
 
     def _thread(self, thread: RawThread) -> Thread:
-        words = unpack(thread.regs)
+        words: Sequence[int] = unpack(thread.regs)
         nr, shown, value, action, disturbed = thread.decision
         known = self.waits.get(thread.tid)
-        waited = Waited(known.remaining, known.source, known.nr, known.fresh, known.kept) if known else None
+        if is_int80(nr):
+            words, known = as_syscall(words, nr), None  # what /proc shows of it looks like another call
+        waited = Waited(known.remaining, known.source, known.nr, known.fresh, known.kept, known.told_remaining) if known else None
         state = SyscallState(
             phase="user" if nr < 0 else "call",
             nr=nr,
             args=arguments(words),
             raw_retval=shown,
-            remaining_ns=waited.remaining_ns if waited else None,
-            evidence={"deadline": waited.source, "call": waited.nr, "fresh": waited.fresh} if waited else {},
+            remaining_ns=waited.left_ns if waited else None,
+            evidence=self._evidence(waited) if waited else {},
         )
         limits: tuple[tuple[int, int], ...] = ()  # of the process, not of a thread
         raw = (thread.pid, thread.tid, thread.files, thread.answers, limits, thread.extra)
         attributes = {kind.name: kind.parse(self._raw_task(kind, *raw)) for kind in self.table.task_kinds if kind.per_thread}
         deliverable = bool(parse_status(thread.files["status"]).deliverable)
-        told = decide(words, deliverable, waited)
+        told = decide(words, deliverable, waited, whole=shown > 0 and not disturbed)
         kept = told.action is Action.LINGER and ACTIONS[action] is Action.RESTART
         decision = RetvalDecision(Action.LINGER if kept else ACTIONS[action], value, told.reason, bool(disturbed) and told.disturbed)
         return Thread(
             thread.tid, thread.start_ticks, thread.regs, thread.xstate, thread.sigmask, tuple(thread.pending), state, decision, attributes
         )
+
+    def _evidence(self, waited: Waited) -> State:
+        found = {"deadline": waited.words, "call": waited.nr, "fresh": waited.fresh}
+        if waited.told is not None:
+            return {**found, "ebpf": dict(waited.told.raw)}
+        return {**found, "no_ebpf": self.no_ebpf} if self.no_ebpf else found
 
     def _descriptors(self, process: RawProcess, comm: str) -> tuple[Descriptor, ...]:
         found = []
@@ -255,7 +281,7 @@ class Parser:
         try:
             if kind is None:
                 raise Unsupported(f"{fd.link}: not supported")
-            self.files[identity] = with_owner(_with_name(fd.pid, fd.fd, kind.parse(raw)), raw)
+            self.files[identity] = with_filter(with_owner(_with_name(fd.pid, fd.fd, kind.parse(raw)), raw), raw)
         except Unsupported as reason:
             raise RefusedError(refusal(fd.fd, fd.pid, comm, str(reason))) from None
         return identity
@@ -275,7 +301,7 @@ def _zombie(files: dict[str, bytes]) -> Zombie:
     stat = parse_stat(files["stat"])
     return Zombie(
         pid=stat.pid,
-        start_ticks=stat.start_ticks,
+        start_ticks=clock.ticks(stat.start_ticks),
         ppid=stat.ppid,
         pgid=stat.pgid,
         sid=stat.sid,
@@ -292,6 +318,7 @@ def _links(process: RawProcess) -> dict[str, bytes]:
     here = f"/proc/{process.pid}"
     try:
         links = {name: os.fsencode(os.readlink(f"{here}/{name}")) for name in ("exe", "root")}
+        links |= clock.look(process.pid)
         links |= {name: text for name in ("cgroup", "autogroup") if (text := _text(f"{here}/{name}"))}
         same = Path(here, "auxv").read_bytes() == process.files["auxv"]
     except (FileNotFoundError, ProcessLookupError):

@@ -30,17 +30,36 @@ def join(wanted: Mapping[str, str], mounts: Mapping[str, tuple[str, str]], here:
             missing.append(f"{title} is gone: it stays in {here.get(hierarchy, '/')}")
         elif not os.access(procs, os.W_OK):
             missing.append(f"{title} may not be entered: it stays in {here.get(hierarchy, '/')}")
+        elif is_frozen(Path(procs).parent):
+            missing.append(f"{title} is frozen: it stays in {here.get(hierarchy, '/')}")
         else:
             files.append(procs)
     return Joined(tuple(files), tuple(missing))
 
 
-def _procs(mount: tuple[str, str] | None, path: str) -> str | None:
+def folder(mount: tuple[str, str] | None, path: str) -> Path | None:
+    """Where a group lies, if what is mounted shows it."""
     if mount is None:
         return None
     root, where = mount
     inside = os.path.relpath(path, root)
-    return None if inside.startswith("..") else os.path.normpath(f"{where}/{inside}/cgroup.procs")
+    return None if inside.startswith("..") else Path(os.path.normpath(f"{where}/{inside}"))
+
+
+def _procs(mount: tuple[str, str] | None, path: str) -> str | None:
+    found = folder(mount, path)
+    return None if found is None else str(found / "cgroup.procs")
+
+
+def is_frozen(group: Path) -> bool:
+    """Whether whoever is in it stands still, or soon will: by itself or by one above it, by v2 or v1."""
+    for name, signs in (("cgroup.events", ("frozen 1",)), ("freezer.state", ("FROZEN", "FREEZING"))):
+        try:
+            if set(signs) & set((group / name).read_text().split("\n")):
+                return True
+        except OSError:
+            continue
+    return (group / "cgroup.freeze").exists() and (group / "cgroup.freeze").read_text().strip() == "1"
 
 
 def mounted() -> dict[str, tuple[str, str]]:

@@ -18,11 +18,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ckpt.model import Action, RetvalDecision, Thread
+from ckpt.syscalls import int80
 
 RESTART_BLOCK, NR_RESTART_SYSCALL = -516, 219
 RESTART_BLOCK_CALLS = (7, 35, 202, 230)  #: poll, nanosleep, futex, clock_nanosleep
 MOV_EAX, CODE_BEFORE = 0xB8, 48
-SYSCALL = b"\x0f\x05"
+SYSCALL, INT80 = b"\x0f\x05", b"\xcd\x80"
 _RAX, _RIP = slice(80, 88), slice(128, 136)  #: struct user_regs_struct
 
 #: (address, bytes) -> code of the process; shorter where nothing is mapped
@@ -33,11 +34,11 @@ def continuation(thread: Thread, read: Read) -> tuple[bytes, int, RetvalDecision
     """Registers, number of the call and decision, as the core is to set them."""
     nr, decision, regs = thread.syscall.nr, thread.decision, thread.regs
     rip, rax = int.from_bytes(regs[_RIP], "little"), int.from_bytes(regs[_RAX], "little")
-    if nr < 0 and rax == NR_RESTART_SYSCALL:
+    if nr < 0 and rax in (NR_RESTART_SYSCALL, int80.RESTART_SYSCALL - int80.BASE):
         return _about_to_go_on(thread, rip, read)
     if decision.value == RESTART_BLOCK and thread.syscall.remaining_ns is not None:
         decision = replace(decision, action=Action.REBUILD)
-    if decision.value != RESTART_BLOCK or nr != NR_RESTART_SYSCALL:
+    if decision.value != RESTART_BLOCK or nr not in (NR_RESTART_SYSCALL, int80.RESTART_SYSCALL):
         return regs, nr, decision
     found = thread.syscall.evidence.get("call") or call_before(read(rip - CODE_BEFORE, CODE_BEFORE))
     if found is None:  # a wake-up that nobody caused is something that each of these calls allows
@@ -47,21 +48,24 @@ def continuation(thread: Thread, read: Read) -> tuple[bytes, int, RetvalDecision
 
 def _about_to_go_on(thread: Thread, rip: int, read: Read) -> tuple[bytes, int, RetvalDecision]:
     code = read(rip + len(SYSCALL) - CODE_BEFORE, CODE_BEFORE)
-    if not code.endswith(SYSCALL):
-        return thread.regs, thread.syscall.nr, thread.decision  # 219 is just a number of the program's
+    restarts = int.from_bytes(thread.regs[_RAX], "little") == NR_RESTART_SYSCALL
+    if not code.endswith(SYSCALL if restarts else INT80):
+        return thread.regs, thread.syscall.nr, thread.decision  # it is just a number of the program's
     found = call_before(code)
-    rax, at = (found, rip) if found is not None else (0, rip + len(SYSCALL))
+    rax, at = (found % int80.BASE, rip) if found is not None else (0, rip + len(SYSCALL))
     regs = bytearray(thread.regs)
     regs[_RAX], regs[_RIP] = rax.to_bytes(8, "little"), at.to_bytes(8, "little")
     return bytes(regs), thread.syscall.nr, replace(thread.decision, value=rax)
 
 
 def call_before(code: bytes) -> int | None:
-    """The number in the last `mov $nr, %eax` of the bytes that end with `syscall`, if it is of a call that uses restart blocks."""
-    if not code.endswith(SYSCALL):
+    """The number in the last `mov $nr, %eax` of the bytes that end with `syscall` (or `int 0x80`: with its base), if it is of a call
+    that uses restart blocks."""
+    base = int80.BASE if code.endswith(INT80) else 0
+    if not code.endswith((SYSCALL, INT80)):
         return None
     for at in range(len(code) - 7, -1, -1):
-        number = int.from_bytes(code[at + 1 : at + 5], "little")
-        if code[at] == MOV_EAX and number in RESTART_BLOCK_CALLS:
+        number = base + int.from_bytes(code[at + 1 : at + 5], "little")
+        if code[at] == MOV_EAX and number in (int80.RESTART_BLOCK_CALLS if base else RESTART_BLOCK_CALLS):
             return number
     return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from ckpt.errors import CkptError, NotFoundError
-from ckpt.live import runtime
+from ckpt.live import clock, runtime
+from ckpt.live.deadlines import Deadlines
 from ckpt.live.fault import Fault, raise_fault
 from ckpt.live.options import CaptureOptions as CaptureOptions
 from ckpt.live.options import QuestionRow as QuestionRow
@@ -49,6 +49,7 @@ FEATURES: tuple[str, ...] = (
     "suspend_seccomp",
     "rseq_configuration",
     "vdso_tail",
+    "time_namespace",
 )
 
 
@@ -64,20 +65,24 @@ def one_heap() -> None:
     lib.ckpt_one_heap()
 
 
-def newborn(pid: int, keep: Sequence[int] = (), *, own_session: bool = True) -> tuple[int, int]:
+def _raw_clocks(clocks: clock.Clocks | None) -> Any:
+    return ffi.NULL if clocks is None else ffi.new("struct ckpt_clocks *", list(clocks))
+
+
+def newborn(pid: int, keep: Sequence[int] = (), *, own_session: bool = True, clocks: clock.Clocks | None = None) -> tuple[int, int]:
     """Forks an empty child (native/src/newborn.c): (0, its pid), or (negative errno, 0). `pid` 0: any number. `keep`: descriptors
-    of ours that it has too."""
+    of ours that it has too. `clocks`: what is added to the machine's for it, where that is possible; None: it has ours."""
     made = ffi.new("int32_t *")
-    code = int(lib.ckpt_newborn(pid, int(own_session), ffi.new("int32_t[]", sorted(keep)), len(keep), made))
+    code = int(lib.ckpt_newborn(pid, int(own_session), ffi.new("int32_t[]", sorted(keep)), len(keep), _raw_clocks(clocks), made))
     return code, int(made[0])
 
 
-def newborn_apart(namespaces: int, pid: int, keep: Sequence[int] = ()) -> tuple[int, int, int, int]:
+def newborn_apart(namespaces: int, pid: int, keep: Sequence[int] = (), *, clocks: clock.Clocks | None = None) -> tuple[int, int, int, int]:
     """The same in namespaces of its own (native/src/init.c): (0, its pid, pid of the namespace's init, the descriptor that keeps
     it) as we see them, or (negative errno, 0, 0, -1)."""
     init, made, house = ffi.new("int32_t *"), ffi.new("int32_t *"), ffi.new("int32_t *", -1)
     fds = ffi.new("int32_t[]", sorted(keep))
-    code = int(lib.ckpt_newborn_apart(namespaces, pid, fds, len(keep), init, made, house))
+    code = int(lib.ckpt_newborn_apart(namespaces, pid, fds, len(keep), _raw_clocks(clocks), init, made, house))
     return code, int(made[0]), int(init[0]), int(house[0])
 
 
@@ -150,9 +155,10 @@ def _file(pid: int, start_ticks: int, ending: str) -> Path:
 
 
 class Tree:
-    """A process and its descendants. Opening stops nobody; leaving the context thaws whatever is still stopped."""
+    """A process and its descendants. Opening stops nobody; leaving the context thaws whatever is still stopped. `ebpf`: to be asked when
+    the waits end that a freeze interrupts."""
 
-    def __init__(self, pid: int, start_ticks: int = 0) -> None:
+    def __init__(self, pid: int, start_ticks: int = 0, ebpf: Deadlines | None = None) -> None:
         handle = ffi.new("ckpt_tree **")
         code = int(lib.ckpt_tree_open(pid, start_ticks, handle))
         self.pid = pid
@@ -166,7 +172,7 @@ class Tree:
             raise_fault(fault, code, "open", pid)
         self.frozen = self._doomed = self._parting = False
         self._frozen_at = 0
-        self.waits = Waits(self.handle, partial(_file, pid, start_ticks))
+        self.waits = Waits(self.handle, partial(_file, pid, start_ticks), ebpf=ebpf)
 
     def __enter__(self) -> Self:
         return self
@@ -181,6 +187,8 @@ class Tree:
                     self.thaw()
             elif hasattr(self, "waits"):
                 self.waits.hand_over()
+            if hasattr(self, "waits"):
+                self.waits.unwatch()
             lib.ckpt_tree_close(self.handle)
             self.handle = ffi.NULL
 
@@ -221,7 +229,7 @@ class Tree:
         if not self.frozen and not self._doomed:
             self.waits.look()
         self.check(int(lib.ckpt_tree_freeze(self.handle)), "freeze")
-        self.frozen, self._frozen_at = True, time.monotonic_ns()
+        self.frozen, self._frozen_at = True, clock.now_ns()
 
     def thaw(self) -> None:
         self.check(int(lib.ckpt_tree_thaw(self.handle)), "thaw")
@@ -246,20 +254,28 @@ class Tree:
                 done.append(work())
             except BaseException as error:
                 failed.append(error)
-                with suppress(CkptError):
-                    self.thaw()  # by whoever has stopped it
+                if not self._doomed:
+                    with suppress(CkptError):
+                        self.thaw()  # by whoever has stopped it
             finally:
-                lib.ckpt_tree_parting(self.handle, 0)
+                if self.handle != ffi.NULL:  # newborns that were refused have been discarded
+                    lib.ckpt_tree_parting(self.handle, 0)
                 self._parting = False
 
         tracer = threading.Thread(target=run)
         tracer.start()
         tracer.join()
-        lib.ckpt_tree_parted(self.handle)
-        self.waits.hand_over()
+        if self.handle != ffi.NULL:
+            lib.ckpt_tree_parted(self.handle)
+            self.waits.hand_over()
         if failed:
             raise failed[0]
         return done[0]
+
+    def hold(self, descriptor: int, *, theirs: bool) -> None:
+        """From now on the whole tree is stopped by this cgroup.freeze, which stays open for longer than the tree; `theirs`: it was frozen
+        before, and is when we go."""
+        lib.ckpt_tree_freezer(self.handle, descriptor, int(theirs))
 
     def aside(self) -> None:
         """Until the tree is closed: off the CPUs where it runs just now, but for the freeze."""
@@ -275,11 +291,15 @@ class Tree:
             cap = count + 16
 
     def arm(self, pid: int, hint_fd: int = -1, hint_ino: int = 0) -> Track:
+        """To be followed by armed() when all are."""
         raw = ffi.new("struct ckpt_track *")
-        self.waits.look_once()  # each process is stopped by itself
+        self.waits.look_once(stops=hint_fd < 0)  # each process is stopped by itself
         self.check(int(lib.ckpt_track_arm(self.handle, pid, hint_fd, hint_ino, raw)), "arm the tracker")
-        self.waits.settle(time.monotonic_ns())
+        self.waits.settle(clock.now_ns(), watching=True)
         return Track(int(raw.pid), int(raw.tracker), int(raw.remote_fd), int(raw.remote_ino), bool(raw.fresh))
+
+    def armed(self) -> None:
+        self.waits.unwatch()
 
     def disarm(self, track: Track) -> None:
         self.check(int(lib.ckpt_track_disarm(self.handle, track.raw())), "disarm the tracker")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ckpt.errors import CkptError
 from ckpt.live import core, runtime
+from ckpt.live.cgroups import V2, mounted
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,11 @@ MEANING: dict[str, tuple[str, str, str]] = {
     "sched_fifo": ("SCHED_FIFO for the frozen window", "stops of trees with spinning threads take longer", "CAP_SYS_NICE"),
     "suspend_seccomp": ("PTRACE_O_SUSPEND_SECCOMP", "nothing in this version", "CAP_SYS_ADMIN, CONFIG_CHECKPOINT_RESTORE"),
     "rseq_configuration": ("PTRACE_GET_RSEQ_CONFIGURATION", "ended threads come back without rseq", "a kernel of 5.13 or later"),
+    "time_namespace": (
+        "time namespaces",
+        "a restored program sees the machine's clocks: CLOCK_MONOTONIC jumps from what it was at the snapshot",
+        "CAP_SYS_ADMIN and CAP_SYS_TIME, and a kernel with CONFIG_TIME_NS",
+    ),
     "vdso_tail": (
         "room for the stub behind the vdso",
         "nothing can be injected: every snapshot compares, no rollback",
@@ -60,6 +66,15 @@ def _features() -> list[Finding]:
     return findings
 
 
+def _freezer() -> Finding:
+    """By which a tree with a control group of its own is stopped at one instant."""
+    where = mounted().get(V2)
+    title, lost = "control groups v2", "snapshot --freeze cgroup: trees are stopped thread by thread"
+    if where is None:
+        return Finding(title, False, "not mounted", lost, "mount -t cgroup2 none DIR")
+    return Finding(title, True, f"works; mounted at {where[1]}")
+
+
 def _bpf() -> Finding:
     """eBPF is the witness, never the dirty set: everything in snapshot and rollback works without it."""
     from bpf import compiled, missing
@@ -69,7 +84,7 @@ def _bpf() -> Finding:
         when = "programs are compiled for this kernel" if compiled() else "programs are compiled at the first use"
         return Finding("eBPF (BCC)", True, f"works; {when}")
     detail, _, remedy = str(error).rpartition(": ")
-    return Finding("eBPF (BCC)", False, detail, "ckpt trace, and who wrote a page", remedy)
+    return Finding("eBPF (BCC)", False, detail, "ckpt trace, who wrote a page, and the kernel's own word on when waits end", remedy)
 
 
 def _deadlines() -> Finding:
@@ -103,7 +118,7 @@ def _folder() -> Finding:
 
 def examine() -> tuple[str, Sequence[Finding]]:
     """(tracker that `--tracker auto` will take, findings)."""
-    findings = [_rights(), _folder(), *_features(), _deadlines(), _bpf()]
+    findings = [_rights(), _folder(), *_features(), _freezer(), _deadlines(), _bpf()]
     works = {finding.name: finding.works for finding in findings}
     uffd = works["PAGEMAP_SCAN ioctl"] and works["userfaultfd write-protect, asynchronous"] and works["room for the stub behind the vdso"]
     tracker = "uffd" if uffd else "softdirty" if works["soft-dirty bits"] else "compare"

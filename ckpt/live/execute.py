@@ -164,19 +164,23 @@ class Executor:
         for name in AFTER_DRAIN:
             self._stage(name)
         mark("registers")
-        waits: list[tuple[int, int]] = []
+        self._registers()
+
+    def _registers(self) -> None:
+        states, waits, numbers = act.ThreadStates(), dict[int, int](), dict[int, int]()
         for task in self.wanted.tasks:
+            read = partial(self._read, task.pid)
             for thread in task.threads:
-                regs, nr, decision = continuation(thread, partial(self._read, task.pid))
-                act.thread_set(self.tree, thread.tid, regs, decision, nr, thread.xstate, thread.sigmask)
-                remaining = thread.syscall.remaining_ns
-                self.tree.waits.placed[self.tree.ours(thread.tid)] = remaining
+                regs, nr, decision = continuation(thread, read)
+                ours, remaining = self.tree.ours(thread.tid), thread.syscall.remaining_ns
+                states.add(ours, thread, regs, nr, decision)
+                self.tree.waits.placed[ours] = remaining
                 if decision.action is Action.REBUILD and remaining is not None and self.rebuild:
-                    waits.append((thread.tid, remaining))
+                    waits[ours], numbers[ours] = remaining, thread.tid
+        states.set(self.tree)
         mark("registers-set")
-        for tid, remaining in waits:  # their time runs from here
-            if act.thread_rebuild(self.tree, tid, remaining):
-                self.rebuilt.add(tid)
+        if waits:  # their time runs from here
+            self.rebuilt = {numbers[ours] for ours in act.threads_rebuild(self.tree, waits)}
 
     def _read(self, pid: int, address: int, size: int) -> bytes:
         with open(f"/proc/{self.tree.ours(pid)}/mem", "rb", buffering=0) as memory:  # noqa: PTH123
@@ -225,7 +229,7 @@ def disturbed(task: Task, executor: Executor) -> list[str]:
 
 
 def _anew(thread: Thread, executor: Executor) -> bool:
-    """Waits that begin with their whole time: that is right for one which had only just begun. After a restore nobody is sure to end
+    """Waits that begin with their whole time: that is right for one which had only just begun. After a lazy restore nobody is sure to end
     the very wait, and no other one, at its deadline (native/src/parting.c wants a tracer that ends)."""
     if thread.tid in executor.rebuilt or thread.syscall.evidence.get("fresh") or thread.decision.action is Action.KEEP:
         return False

@@ -1,8 +1,8 @@
 """Whether a second look at a frozen tree shows anything that a plan depends on: raw records compared, nothing parsed.
 
 What changes in every process all the time is left out: registers (a rollback sets them anyway), the state, times, faults
-and sizes in stat and status. A record in doubt counts as a change: then the tree is parsed and planned again, which is
-only slower.
+and sizes in stat and status; which thread of ours traces it; how many signals its user has queued in all processes (its own
+are records of their own). A record in doubt counts as a change: then the tree is parsed and planned again, which is only slower.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ _ALWAYS_SET = frozenset((REGS, XSTATE, SIGMASK, DECISION))  #: a rollback sets t
 #: proc_pid_stat(5), counted from the state: state, the four fault counts, four times, vsize, rss, esp, eip, the four words of
 #: signals (status has them), wchan, processor, the block-delay, guest times
 _STAT_VOLATILE = frozenset((3, *range(10, 18), 23, 24, *range(29, 38), 39, 42, 43, 44))
-_STATUS_VOLATILE = re.compile(rb"^(?:State|Vm\w+|Rss\w+|HugetlbPages|THP_enabled|(?:non)?voluntary_ctxt_switches):.*\n", re.M)
+_STATUS_VOLATILE = re.compile(
+    rb"^(?:State|TracerPid|SigQ|Vm\w+|Rss\w+|HugetlbPages|THP_enabled|(?:non)?voluntary_ctxt_switches):.*\n", re.M
+)
 
 Fingerprint = dict[tuple[int, int, int, int, int, int], bytes]
 

@@ -9,13 +9,13 @@ Of a process that is traced by a debugger the program sees nothing (bpf/src/sysc
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from bpf import Call, Syscalls
+from ckpt.live import clock
 from ckpt.procfs import parse_status, parse_syscall
 
 USER = -1  #: the number of no call: in user space
@@ -23,7 +23,7 @@ USER = -1  #: the number of no call: in user space
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """Times are CLOCK_MONOTONIC."""
+    """Times are the machine's CLOCK_MONOTONIC."""
 
     pid: int
     tid: int
@@ -41,7 +41,7 @@ class Observer:
 
     def __init__(self, syscalls: Syscalls) -> None:
         self.syscalls = syscalls
-        self.since_ns = time.monotonic_ns()
+        self.since_ns = clock.now_ns()
         self._known: set[int] = set()  #: threads that the program has seen
 
     def look(self, pids: Iterable[int]) -> list[InFlight]:

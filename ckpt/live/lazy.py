@@ -4,7 +4,7 @@ its layout meanwhile is followed (native/src/lazy.c).
 Invariants
  1. Events are read and pages are brought under one lock. A call that drops, moves or unmaps pages waits until its event was
     read, and the kernel refuses copies until then (EAGAIN): so no page is brought to where it does not belong any more.
- 2. A fault on a page that no segment names is a page that the program has not: zeros.
+ 2. A fault on a page that no segment names is a page that the program has not: zeros, and so are its neighbours that no segment names.
  3. A forked child misses just what its parent missed at that moment.
  4. Done means that no segment is left in any memory; only then are the descriptors closed, and missing pages are the kernel's again.
 """
@@ -25,14 +25,15 @@ from ckpt.plan.segments import Segment, Segments
 from native._native import ffi, lib
 
 EAGAIN, ENOENT, ESRCH, EFAULT = -11, -2, -3, -14
-CLUSTER = 64 * PAGE  #: what is touched lies together: an aligned piece of so many bytes comes with a page that was missed
+CLUSTER = 16 * PAGE  #: what is touched lies together: an aligned piece of so many bytes comes with a page that was missed
+WIDEST = 256 * PAGE  #: and four times as much each time that the next miss is beside it, up to this
 PIECE = 64  #: pages brought at once under the lock: a fault waits no longer than their copy takes
 AHEAD = 256  #: pages read from the store at once
 _PAUSE_S = 0.001
 STAND_BACK_S = 0.01  #: after a miss nothing is brought ahead for so long: processor, lock and interpreter are for the next miss
 
-#: (space, first page in the generation, pages) -> their bytes
-Fetch = Callable[[int, int, int], bytes]
+#: (space, (first page in the generation, the page behind the last).. sorted) -> their bytes
+Fetch = Callable[[int, Sequence[tuple[int, int]]], bytes]
 
 
 @dataclass(slots=True)
@@ -42,6 +43,17 @@ class Memory:
     segments: Segments
     cursor: int = 0  #: where bringing ahead goes on
     faults: list[int] = field(default_factory=list)  #: addresses that could not be answered yet
+    low: int = 0  #: what came with the last miss
+    high: int = 0
+
+    def around(self, address: int) -> tuple[int, int]:
+        """What comes with a missed page: the more, the longer the misses follow each other."""
+        width, last = CLUSTER, self.high - self.low
+        if last and self.low - last <= address < self.high + last:
+            width = min(4 * last, WIDEST)
+        self.low = address // width * width
+        self.high = self.low + width
+        return self.low, self.high
 
 
 def open_memory(tree: Tree, pid: int, space: int, ranges: Sequence[tuple[int, int]], segments: Segments) -> Memory:
@@ -113,21 +125,26 @@ class Filler:
 
     def _fault(self, memory: Memory, address: int, fetch: Fetch) -> None:
         self.missed += 1
-        segment = memory.segments.at(address)
-        if segment is None:
-            if int(lib.ckpt_lazy_zero(memory.fd, address, 1)) == EAGAIN:
-                memory.faults.append(address)
+        low, high = memory.around(address)
+        behind, before = memory.segments.within(address, high), memory.segments.within(low, address)
+        if behind or before:
+            self.asked = time.monotonic()
+        first = behind[0].start if behind else high
+        if address < first and not self._zero(memory, address, first):
+            memory.faults.append(address)
             return
-        self.asked = time.monotonic()
-        low = address // CLUSTER * CLUSTER
-        before = memory.segments.within(low, address)
-        for part in (segment.part(address, min(segment.end, low + CLUSTER)), *before):  # the page that was missed is the first of all
-            data = fetch(memory.space, part.source // PAGE, (part.end - part.start) // PAGE)
+        for part, data in _fetched(memory.space, (*behind, *before), fetch):
             if self._bring(memory, part, data) == 0:
                 memory.faults.append(address)
                 return
+        for start, end in _between((*before, *behind), low, high):
+            self._zero(memory, start, end)
 
-    def _bring(self, memory: Memory, part: Segment, data: bytes) -> int:
+    def _zero(self, memory: Memory, start: int, end: int) -> bool:
+        """Pages that the generation has not: where one of them is missed, its neighbours will be. False: not now."""
+        return int(lib.ckpt_lazy_zero(memory.fd, start, (end - start) // PAGE)) != EAGAIN
+
+    def _bring(self, memory: Memory, part: Segment, data: bytes | memoryview) -> int:
         """Pages that stand there now. The segments are right, since the lock is held and no event is unread that was acted on."""
         pages = (part.end - part.start) // PAGE
         done = int(lib.ckpt_lazy_copy(memory.fd, part.start, ffi.from_buffer(data), pages))
@@ -166,7 +183,8 @@ class Filler:
                 self.done.set()
                 return False
         count = min(AHEAD, (segment.end - segment.start) // PAGE)
-        data = fetch(memory.space, segment.source // PAGE, count)
+        first = segment.source // PAGE
+        data = fetch(memory.space, [(first, first + count)])
         for at in range(0, count, PIECE):
             self._bring_ahead(memory, segment, at, min(PIECE, count - at), data)
         memory.cursor = segment.start + count * PAGE
@@ -191,3 +209,26 @@ class Filler:
     def close(self) -> None:
         for memory in self.memories:
             os.close(memory.fd)
+
+
+def _fetched(space: int, parts: Sequence[Segment], fetch: Fetch) -> list[tuple[Segment, memoryview]]:
+    """Each part with its bytes, all read at once."""
+    places, spans, size = {}, [], 0
+    for one in sorted(parts, key=lambda one: one.source):
+        places[one] = size
+        spans.append((one.source // PAGE, (one.source + one.end - one.start) // PAGE))
+        size += one.end - one.start
+    data = memoryview(fetch(space, spans)) if spans else memoryview(b"")
+    return [(one, data[places[one] : places[one] + one.end - one.start]) for one in parts]
+
+
+def _between(parts: Sequence[Segment], low: int, high: int) -> list[tuple[int, int]]:
+    """What of the range no part names."""
+    found, at = [], low
+    for one in parts:
+        if one.start > at:
+            found.append((at, one.start))
+        at = one.end
+    if at < high:
+        found.append((at, high))
+    return found

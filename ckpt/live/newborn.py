@@ -7,6 +7,9 @@
 3. The caller turns them into what is wanted.
 4. `release()` lets them go. Leaving without it kills and reaps every one: no half-made process survives.
 
+Their clocks go on from the generation's where a time namespace can be had (live/clock.py): the root is born into it, and all that it
+bears. What passes from then until they are released is the only time that they miss.
+
 Their numbers are the generation's (SAME), whatever is free (NEW), or the generation's in a pid namespace of its own (APART). A
 task of the generation is called by its number there; `inner` says what it is called by itself now, `tree.ours` what by us.
 """
@@ -28,9 +31,9 @@ from types import TracebackType
 from typing import Self
 
 from ckpt.errors import CkptError, PermissionDeniedError, RefusedError
-from ckpt.live import act, core, surgeon
+from ckpt.live import act, clock, core, surgeon
 from ckpt.live.ending import kill
-from ckpt.live.numbers import holders, patience
+from ckpt.live.numbers import holders, is_dead, patience
 from ckpt.live.runtime import start_ticks
 from ckpt.model import PidRef, Snapshot
 from ckpt.plan.family import Family, Step
@@ -48,14 +51,26 @@ class Place(StrEnum):
 class Newborns:
     """The tree that is being made, in the shape of `wanted`."""
 
-    def __init__(self, wanted: Snapshot, place: Place, keep: Sequence[int] = (), *, namespaces: int = 0, own_session: bool = True) -> None:
+    def __init__(
+        self,
+        wanted: Snapshot,
+        place: Place,
+        keep: Sequence[int] = (),
+        *,
+        namespaces: int = 0,
+        own_session: bool = True,
+        then: clock.Clocks | None = None,
+    ) -> None:
         """`keep`: descriptors of ours that the root has too. `namespaces`: APART, CLONE_NEW* beside the pid namespace.
-        `own_session`: False leaves the root in ours, with our terminal."""
-        self.wanted, self.place, self.keep, self.own_session = wanted, place, keep, own_session
+        `own_session`: False leaves the root in ours, with our terminal. `then`: what its clocks go on from; None: it has ours."""
+        self.wanted, self.place, self.keep, self.own_session, self.then = wanted, place, keep, own_session, then
         self.init, self._keep = 0, -1  #: APART: the first process of the namespace, and what keeps it
         self.inner: dict[int, int] = {}  #: NEW: a number of the generation -> the number here, threads included
         self._released = False
+        self._steps = list(Family(wanted).steps())
+        self._clocks: clock.Clocks | None = None
         pid = self._born(wanted.root.pid, namespaces)
+        self.clocks_go_on = self._clocks is not None and clock.borne(pid) == self._clocks
         self.ref = PidRef(pid, start_ticks(pid))
         _soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))  # descriptors are placed before the wanted limits
@@ -68,11 +83,20 @@ class Newborns:
 
     def _born(self, pid: int, namespaces: int) -> int:
         if self.place is Place.APART:
-            code, made, self.init, self._keep = core.newborn_apart(namespaces, pid, self.keep)
+            code, made, self.init, self._keep = core.newborn_apart(namespaces, pid, self.keep, clocks=self._now())
             if code < 0:
                 raise _refused(code, pid)
             return made
-        return _when_free(pid, lambda: core.newborn(0 if self.place is Place.NEW else pid, self.keep, own_session=self.own_session))
+        if self.place is Place.SAME:
+            for step in self._steps:
+                _await_free(step.child)  # their clocks run from the birth of the root on
+        number = 0 if self.place is Place.NEW else pid
+        return _when_free(pid, lambda: core.newborn(number, self.keep, own_session=self.own_session, clocks=self._now()))
+
+    def _now(self) -> clock.Clocks | None:
+        """What is to be added to the machine's clocks for whoever is born now."""
+        self._clocks = clock.continuing(self.then) if self.then is not None else None
+        return self._clocks
 
     def _named(self, wanted: int, ours: int) -> None:
         """Takes in the number of a newborn."""
@@ -87,7 +111,7 @@ class Newborns:
             self.tree.freeze()
             self._pin()
             core.mark("born")
-            for step in Family(self.wanted).steps():
+            for step in self._steps:
                 self._take(step)
             if self.place is Place.NEW:
                 self._make_threads()
@@ -163,6 +187,13 @@ class Newborns:
             os.kill(self.child, signal.SIGKILL)  # a child of ours: its number is ours until we wait for it
         with suppress(ChildProcessError):
             os.waitpid(self.child, 0)
+
+
+def _await_free(pid: int) -> None:
+    """Until no dead process has the number any more, as long as that is worth while."""
+    begin = time.monotonic()
+    while pid and is_dead(pid) and time.monotonic() - begin <= patience(pid):
+        time.sleep(_POLL_S)
 
 
 def _when_free(pid: int, make: Callable[[], tuple[int, int]]) -> int:

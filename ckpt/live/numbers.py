@@ -42,6 +42,12 @@ def patience(number: int) -> float:
     return min((one.patience_s for one in holders(number)), default=_INIT_WAITS_S)
 
 
+def is_dead(number: int) -> bool:
+    """Whether it is a zombie's."""
+    stat = _stat(Path(f"/proc/{number}/stat"))
+    return stat is not None and stat.state in "ZX"
+
+
 def _patience(stat: Stat) -> float:
     if stat.state not in "ZX":
         return 0.0

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISBLK, S_ISREG
 
 from ckpt.errors import CkptError, NotFoundError, PermissionDeniedError, RefusedError
 from ckpt.kinds.base import CautiousKind, FdKind, RawDescriptor, Unsupported, Work, is_a
+from ckpt.kinds.fd import sockfilter
 from ckpt.kinds.fd.file import unnamed_too_large
 from ckpt.kinds.table import table
-from ckpt.live import core, records
+from ckpt.live import clock, core, freezer, records
 from ckpt.live.core import Tree
 from ckpt.live.records import RawCapture, RawFd
 from ckpt.model import Mapping
@@ -24,7 +26,7 @@ from ckpt.procfs import Stat, Status, parse_fdinfo, parse_maps, parse_stat, pars
 
 PF_KTHREAD = 0x200000
 ELF_32 = 1
-HARMLESS = Work.SOCKET | Work.UNIX_DIAG | Work.SEALS | Work.MQUEUE  #: what may be asked of a running program's descriptors
+HARMLESS = Work.SOCKET | Work.UNIX_DIAG | Work.SEALS | Work.MQUEUE | Work.TTY  #: what may be asked of a running program's descriptors
 O_DIRECT = 0o40000
 LOOKS = 5  #: a program that closes descriptors all the time is looked at again
 #: the features of the tracker's own userfaultfd, as fdinfo tells them (native/src/arm.c, invariant 3): WP_ASYNC, WP_UNPOPULATED,
@@ -80,7 +82,9 @@ def examine(tree: Tree, seen: list[RawDescriptor] | None = None) -> Iterator[Pro
                 raise NotFoundError(f"task {pid}: has ended: give the pid of a living process") from None
         except PermissionError:
             raise PermissionDeniedError(f"task {pid}: belongs to another user or may not be traced: run as root") from None
+    yield from _clocks(tree.pid, tasks)
     if tasks:
+        yield from _freezer(tree, tasks)
         yield from _descriptors(tree, tasks, [] if seen is None else seen)
 
 
@@ -105,6 +109,30 @@ def _task(pid: int, tasks: dict[int, Looked], *, root: bool) -> Iterator[Problem
             yield Problem(pid, False, f"{name}: {reason}")
 
 
+def _freezer(tree: Tree, tasks: dict[int, Looked]) -> Iterator[Problem]:
+    """Of tasks that somebody has frozen (v2): whether that can stay so."""
+    try:
+        group = freezer.frozen_group(tree)
+    except RefusedError as reason:
+        if len(tasks) == len({thread.pid for thread in tree.threads()}):  # else one of them is refused for itself
+            yield Problem(tree.pid, True, str(reason))
+        return
+    if group is not None:
+        text = f"is frozen by control group {group.path}: it stays frozen, every page is read and compared"
+        yield Problem(tree.pid, False, f"task {tree.pid} ({tasks[tree.pid].comm}): {text}")
+
+
+def _clocks(root: int, tasks: dict[int, Looked]) -> Iterator[Problem]:
+    """Whose clocks are others than the root's."""
+    first: dict[str, bytes] = {}
+    for pid, looked in tasks.items():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            files = clock.look(pid)
+            first = first or files
+            if reason := clock.strange(files, first, root):
+                yield Problem(pid, True, f"task {pid} ({looked.comm}): {reason}")
+
+
 def _whole(pid: int, stat: Stat, status: Status) -> Iterator[str]:
     """Why the task as a whole cannot be captured."""
     name = f"task {pid} ({stat.comm})"
@@ -120,6 +148,8 @@ def _whole(pid: int, stat: Stat, status: Status) -> Iterator[str]:
         yield f"{name}: is a 32-bit program: not supported"
     elif status.seccomp == 1:
         yield f"{name}: is in strict seccomp mode: not supported"
+    elif (state := freezer.frozen(pid)) is not None and state.version == 1:
+        yield freezer.refusal(pid, state)
 
 
 def _ancestors() -> set[int]:
@@ -207,6 +237,7 @@ def judge(raw: RawDescriptor) -> None:
         raise Unsupported(f"{raw.link}: not supported")
     if Work.SOCKET in raw.work:
         kind.parse(raw)
+        sockfilter.refuse(raw)
     elif (check := getattr(kind, "check", None)) is not None:
         check(raw)
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from ckpt.errors import CkptError
-from ckpt.live import core, runtime, track
+from ckpt.live import core, freezer, runtime, track
 from ckpt.model import PidRef
 
 ANEW, SINCE, NONE = "anew", "since the last snapshot", "none"
@@ -45,6 +45,7 @@ class Protection:
             self.mode, self._own = SINCE, ()
             return None
         with core.Tree(self.ref.pid, self.ref.start_ticks) as tree:
+            freezer.refuse_frozen(tree, "tracing")
             if record is not None and record.store:
                 runtime.save(self.ref, record.consumed())
             armed = track.arm(tree, "auto", record.seats if record is not None else self._own)

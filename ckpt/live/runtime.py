@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ckpt.errors import CkptError, NotFoundError
+from ckpt.live import clock
 from ckpt.model import PidRef
 from ckpt.procfs import parse_stat
 
@@ -44,12 +45,12 @@ def folder() -> Path:
 
 
 def start_ticks(pid: int) -> int:
-    """Field 22 of /proc/PID/stat; NotFoundError if there is no such process."""
+    """Field 22 of /proc/PID/stat as the machine counts it (clock.py); NotFoundError if there is no such process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         raise NotFoundError(f"no process {pid}: give the pid of a living process") from None
-    return int(text[text.rindex(b")") + 2 :].split()[19])
+    return clock.ticks(int(text[text.rindex(b")") + 2 :].split()[19]))
 
 
 def lives(pid: int, start: int) -> bool:
@@ -58,7 +59,7 @@ def lives(pid: int, start: int) -> bool:
         stat = parse_stat(Path(f"/proc/{pid}/stat").read_bytes())
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return stat.start_ticks == start and stat.state not in "ZX"
+    return clock.ticks(stat.start_ticks) == start and stat.state not in "ZX"
 
 
 def incarnation(ref: PidRef) -> str:

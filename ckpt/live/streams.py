@@ -33,8 +33,8 @@ class Streams:
             os.close(number)
 
     def open(self, path: str, identity: int, flags: int) -> OpenFile:
-        """The open file that stands in; a file that `flags` write is made (mode 0666) where it is missing."""
-        create = os.O_CREAT if flags & os.O_ACCMODE else 0
+        """The open file that stands in; with O_CREAT one that is missing is made (mode 0666)."""
+        create, flags = flags & os.O_CREAT, flags & ~os.O_CREAT
         try:
             opened = os.open(path, flags & _LASTING | create | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
         except OSError as error:

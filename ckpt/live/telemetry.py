@@ -16,6 +16,7 @@ from bpf import Change as Change
 from bpf import Kind as Kind
 from bpf.writes import RECORD
 from ckpt.errors import CkptError, NotFoundError, PermissionDeniedError
+from ckpt.live import clock
 from ckpt.live.inflight import InFlight, Observer
 from ckpt.live.symbols import Layout, Symbols
 from ckpt.model import PAGE, Evidence, PageWrite, PidRef, Snapshot, Writer
@@ -72,7 +73,7 @@ class Telemetry:
 
     @property
     def since_ns(self) -> int:
-        """CLOCK_MONOTONIC: calls that began before are not known better."""
+        """The machine's CLOCK_MONOTONIC: calls that began before are not known better."""
         return self._observer.since_ns if self._observer else 0
 
     def _follow(self) -> None:
@@ -168,7 +169,7 @@ class Telemetry:
                 numbers[key] = len(writers)
                 where = self._symbols.where(maps[write.pid], write.ip)
                 writers.append(Writer(write.ip, where.file, where.symbol, where.offset, call_of(write)))
-        shift = time.time_ns() - time.monotonic_ns()
+        shift = time.time_ns() - clock.now_ns()
 
         def told() -> Iterator[PageWrite]:
             for key in sorted(order):

@@ -55,8 +55,9 @@ def _may_inject_if_alive(tree: core.Tree, pid: int) -> bool:
         return True
 
 
-def arm(tree: core.Tree, wanted: str, seats: Sequence[TrackerSeat]) -> Armed:
-    """Arms every memory of the tree; `seats` is where an earlier ckpt left its descriptors."""
+def arm(tree: core.Tree, wanted: str, seats: Sequence[TrackerSeat], *, still: bool = False) -> Armed:
+    """Arms every memory of the tree; `seats` is where an earlier ckpt left its descriptors. `still`: no task of it can run a call for us
+    now; then every page is read and compared."""
     known = {(seat.pid, seat.start_ticks): seat for seat in seats}
     tracks: list[core.Track] = []
     fresh_seats: list[TrackerSeat] = []
@@ -65,7 +66,7 @@ def arm(tree: core.Tree, wanted: str, seats: Sequence[TrackerSeat]) -> Armed:
     for _mm, pid in sorted(owners.items()):
         try:
             start = start_ticks(pid)
-            track, warning = _arm_one(tree, pid, wanted, known.get((pid, start)))
+            track, warning = _arm_one(tree, pid, "compare" if still else wanted, known.get((pid, start)))
         except (FileNotFoundError, ProcessLookupError, CkptError):
             if pid == tree.pid or _alive(pid):
                 raise
@@ -75,6 +76,7 @@ def arm(tree: core.Tree, wanted: str, seats: Sequence[TrackerSeat]) -> Armed:
             fresh_seats.append(TrackerSeat(pid, start, track.remote_fd, track.remote_ino))
         if warning:
             warnings.append(warning)
+    tree.armed()
     names = {number: name for name, number in TRACKERS.items()}
     weakest = "compare" if any(t.tracker == core.COMPARE for t in tracks) else names[tracks[0].tracker]
     # A new child is tracked anew and read whole; that takes nothing from what is known of the others.
@@ -90,6 +92,10 @@ def _alive(pid: int) -> bool:
         return False
 
 
+def _compared(pid: int, why: str) -> tuple[core.Track, str]:
+    return core.Track(pid, core.COMPARE, -1, 0, fresh=True), f"task {pid}: {why}: every page is read and compared"
+
+
 def _arm_one(tree: core.Tree, pid: int, wanted: str, seat: TrackerSeat | None) -> tuple[core.Track, str]:
     if wanted == "softdirty" and core.probe()["soft_dirty"] != 0:
         raise CkptError(f"task {pid}: this kernel has no soft-dirty bits (CONFIG_MEM_SOFT_DIRTY): use --tracker auto")
@@ -98,13 +104,13 @@ def _arm_one(tree: core.Tree, pid: int, wanted: str, seat: TrackerSeat | None) -
     if not may_inject(pid):
         if wanted == "uffd":
             raise CkptError(f"task {pid}: has a seccomp filter, so nothing is injected: use --tracker auto or compare")
-        return core.Track(pid, core.COMPARE, -1, 0, fresh=True), f"task {pid}: has a seccomp filter: every page is read and compared"
+        return _compared(pid, "has a seccomp filter")
     try:
         return tree.arm(pid, seat.fd if seat else -1, seat.ino if seat else 0), ""
     except CkptError as error:
         if wanted == "uffd" or not _alive(pid):
             raise
-        return core.Track(pid, core.COMPARE, -1, 0, fresh=True), f"task {pid}: no tracking ({error}): every page is read and compared"
+        return _compared(pid, f"no tracking ({error})")
 
 
 def sink_pages(expected: int) -> int:

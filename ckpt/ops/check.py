@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt.live import core, preflight, runtime
+from ckpt.kinds.base import RawDescriptor
+from ckpt.live import core, preflight, runtime, terminal_reads
 from ckpt.ops.settle import settle
 
 
@@ -40,7 +41,9 @@ def check(pid: int) -> Found:
     """
     settle(pid)
     with core.Tree(pid, runtime.start_ticks(pid)) as tree:
-        problems = list(preflight.examine(tree))
+        seen: list[RawDescriptor] = []
+        problems = list(preflight.examine(tree, seen))
+        problems += terminal_reads.examine(tree, seen)
         threads = tree.threads()
     pids = {thread.pid for thread in threads}
     return Found(

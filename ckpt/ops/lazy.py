@@ -10,6 +10,7 @@ never wrong. While it lasts, other ckpt are told that it is traced.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -105,7 +106,8 @@ def _without(start: int, end: int, pages: Sequence[int]) -> list[tuple[int, int]
 
 
 class LazyServer:
-    """Made while the newborns are frozen and whole but for these parts; `serve` returns when they have everything."""
+    """Made while the newborns are frozen and whole but for these parts; `begin` as soon as they run; `serve` returns when they have
+    everything."""
 
     def __init__(self, born: Newborns, store: Path, generation: int, source: GenerationPages, parts: Sequence[Later]) -> None:
         self.born, self.store, self.generation, self.source = born, store, generation, source
@@ -115,6 +117,7 @@ class LazyServer:
             if part.ranges:
                 memories.append(open_memory(born.tree, part.task.pid, part.task.mm, part.ranges, segments))
         self._left = threading.Event()
+        self._threads: list[threading.Thread] = []
         self.guardian = Guardian([memory.fd for memory in memories])
         self.filler = Filler(memories, self.guardian.hold)
 
@@ -122,20 +125,27 @@ class LazyServer:
     def pages_left(self) -> int:
         return sum(memory.segments.bytes_left() for memory in self.filler.memories) // PAGE
 
+    def begin(self) -> None:
+        """The program already waits for its first pages. Not before it runs: a thread stands where its maker stands, and who freezes
+        stands in the way (native/src/pace.c)."""
+        gc.freeze()  # a collection would look through all that was read and planned, with the program waiting
+        self._start(self._answer)
+        self._start(self._bring_ahead)
+
+    def _start(self, work: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=work, args=args, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
     def serve(self) -> None:
         """By the thread that froze the tree. Raises CkptError when the store fails: then the program is ended by our end."""
         signal.signal(signal.SIGUSR2, lambda _number, _frame: None)
-        main = threading.main_thread().ident
-        assert main is not None
-        threads = [threading.Thread(target=work, daemon=True) for work in (self._answer, self._bring_ahead)]
-        threads.append(threading.Thread(target=self._wake, args=(main,), daemon=True))
-        for thread in threads:
-            thread.start()
+        self._start(self._wake, threading.main_thread().ident)
         while self.born.tree.attend() and not self.filler.done.is_set():
             pass
         self.filler.done.set()
         self._left.set()
-        for thread in threads:
+        for thread in self._threads:
             thread.join()
         if self.filler.failed is not None:
             raise CkptError(f"task {self.born.ref.pid}: cannot be filled, and is ended: {self.filler.failed}")
@@ -165,8 +175,8 @@ class LazyServer:
 
 
 def _fetcher(source: GenerationPages) -> Fetch:
-    def fetch(space: int, page: int, count: int) -> bytes:
-        return b"".join(source.read_runs(space, as_runs([(page, page + count)])))
+    def fetch(space: int, spans: Sequence[tuple[int, int]]) -> bytes:
+        return b"".join(source.read_runs(space, as_runs(spans)))
 
     return fetch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ckpt.errors import CkptError, UsageError
 from ckpt.history.open import Mode, open_store
 from ckpt.live import runtime
+from ckpt.live.deadlines import Deadlines
 from ckpt.model import PidRef
 from ckpt.ops.snapshot import Request, Result, snapshot
 
@@ -36,26 +37,30 @@ def repeat(request: Request, seconds: float, keep: str | None, show: Callable[[R
     """One snapshot each `seconds`, counted from the starts, until the process ends. A slow one delays the next; none overlap.
     `traced`: writes are watched between them, and told by the generation that ends the interval."""
     request = replace(request, start_ticks=runtime.start_ticks(request.pid))  # never of a stranger who got its number
-    if not traced:
-        _repeat(request, seconds, keep, show, None)
-        return
-    from ckpt.live.telemetry import Telemetry
+    with ExitStack() as stack:
+        ebpf = stack.enter_context(Deadlines())  # loaded once for all of them
+        witness = None
+        if traced:
+            from ckpt.live.telemetry import Telemetry
 
-    with Telemetry(PidRef(request.pid, request.start_ticks), calls=False) as witness:
-        _repeat(request, seconds, keep, show, witness)
+            witness = stack.enter_context(Telemetry(PidRef(request.pid, request.start_ticks), calls=False))
+        _repeat(request, seconds, keep, show, witness, ebpf)
 
 
-def _repeat(request: Request, seconds: float, keep: str | None, show: Callable[[Result], None], witness: Telemetry | None) -> None:
+def _repeat(
+    request: Request, seconds: float, keep: str | None, show: Callable[[Result], None], witness: Telemetry | None, ebpf: Deadlines
+) -> None:
     taken, due = 0, time.monotonic()
     while True:
         try:
-            made = snapshot(request if taken == 0 else replace(request, mode="auto", tag=None), witness=witness)
+            made = snapshot(request if taken == 0 else replace(request, mode="auto", tag=None), witness=witness, ebpf=ebpf)
         except CkptError:
             if taken == 0 or runtime.lives(request.pid, request.start_ticks):
                 raise
             return  # the process has ended by itself, perhaps in the middle of this one: the work is done
         show(made)
         tend(request.store, made.generation.number)
+        ebpf.compile_ahead()
         taken += 1
         if keep is not None:
             prune(request.store, keep)

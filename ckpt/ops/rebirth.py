@@ -44,7 +44,8 @@ class Rebirth:
         """They are what the generation says, and still stand before their first instruction. `stopped`: and will not run when
         they are let go, until SIGCONT. `lazy`: not all of the memory is there, and no call may be begun."""
         stop = [task.pid for task in wanted.tasks if stopped or task.stopped]
-        executor = Executor(self.born.tree, made, now, wanted, stop=stop, rebuild=not (lazy or self.scratch))
+        whole = not (lazy or self.scratch)
+        executor = Executor(self.born.tree, made, now, wanted, stop=stop, rebuild=whole, keeps=whole)
         executor.begin()
         executor.before_pages()
         self.clock.lap("layout")

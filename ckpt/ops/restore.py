@@ -19,6 +19,8 @@ from typing import Any
 from ckpt.history.open import Generation, History, Mode, open_store
 from ckpt.kinds.table import table
 from ckpt.live import runtime
+from ckpt.live.clock import View as View
+from ckpt.live.clock import clocks_of, clocks_then
 from ckpt.live.execute import Executor, disturbed
 from ckpt.live.newborn import Newborns
 from ckpt.live.newborn import Place as Place
@@ -51,6 +53,7 @@ class Request:
     stopped: bool = False  #: leave it stopped (SIGCONT lets it go)
     streams: Mapping[int, str] = field(default_factory=dict)  #: descriptor of the root -> path
     tcp: str = "reset"  #: "reset" | "refuse": connections that have moved since
+    clock: View = View.CONTINUE
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class Result:
     calls: int
     threads: int
     tasks: int
+    clock: View
     warnings: tuple[str, ...]
     disturbed: tuple[str, ...]
     phases: dict[str, int]
@@ -82,6 +86,7 @@ class Result:
             "calls": self.calls,
             "tasks": self.tasks,
             "threads": self.threads,
+            "clock": str(self.clock),
             "warnings": list(self.warnings),
             "disturbed": list(self.disturbed),
             "phases": {name: ns // 1000 for name, ns in self.phases.items()},
@@ -119,16 +124,37 @@ def _begin(request: Request, clock: Clock, stack: ExitStack, progress: Callable[
         clock.lap("replaced")
     later = {part.task.mm: part.runs() for part in later_parts(around.wanted)} if request.lazy else {}
     pages = stack.enter_context(Pages(history.pages(generation.number), around.wanted, later))
-    born = stack.enter_context(_newborns(request, around.wanted, streams))
-    stack.enter_context(runtime.target_lock(born.ref))
-    clock.lap("born")
+    born = _newborns(request, around.wanted, streams)  # by the thread whose children they stay
     run = _Run(request, history, generation, born, pages, Rebirth(around.wanted, born, request.tcp, clock))
-    return run.run((*redirected.warnings, *around.warnings, *Family(wanted).warnings), progress)
+
+    def fill() -> tuple[Result, LazyServer | None]:
+        with ExitStack() as inner:
+            inner.enter_context(born)
+            inner.enter_context(runtime.target_lock(born.ref))
+            clock.lap("born")
+            done = run.run((*redirected.warnings, *around.warnings, *Family(wanted).warnings, *_of_clocks(request, wanted, born)), progress)
+            stack.enter_context(inner.pop_all())
+            return done
+
+    return fill() if request.lazy else born.tree.by_own_tracer(fill)  # the server of a lazy one stays its tracer
 
 
 def _newborns(request: Request, wanted: Snapshot, streams: Streams) -> Newborns:
     own_session = not request.foreground or bool(wanted.task(wanted.root.pid).attributes.get("terminal"))
-    return Newborns(wanted, request.place, streams.numbers, namespaces=CLONE_NEWNS, own_session=own_session)
+    then = clocks_then(wanted.features) if request.clock is View.CONTINUE else None
+    return Newborns(wanted, request.place, streams.numbers, namespaces=CLONE_NEWNS, own_session=own_session, then=then)
+
+
+def _of_clocks(request: Request, wanted: Snapshot, born: Newborns) -> list[str]:
+    """How far they do not go on, where they should."""
+    if born.clocks_go_on or request.clock is View.HOST:
+        return []
+    name = f"task {wanted.root.pid}"
+    if born.then is None:
+        return [f"{name}: its generation does not say what its clocks were: it sees the machine's CLOCK_MONOTONIC"]
+    ahead = (clocks_of(born.ref.pid).monotonic - born.then.monotonic) / 1e9
+    jump = f"{abs(ahead):.1f} s {'after' if ahead > 0 else 'before'} that of the snapshot"
+    return [f"{name}: sees the machine's CLOCK_MONOTONIC, {jump}: a time namespace needs CAP_SYS_ADMIN and CAP_SYS_TIME (ckpt doctor)"]
 
 
 def _rehearse(request: Request, wanted: Snapshot, streams: Streams, old: PidRef) -> None:
@@ -154,6 +180,7 @@ class _Run:
             self.born.release()
         else:
             self.born.run()
+            server.begin()
         self.clock.lap("released")
         said = (*warnings, *again.warnings, *made.warnings)
         return self._result(made, again.wanted, self.pages, executor, said, server.pages_left if server else 0), server
@@ -177,6 +204,7 @@ class _Run:
             executor.calls,
             sum(len(task.threads) for task in wanted.tasks),
             len(wanted.tasks),
+            View.CONTINUE if self.born.clocks_go_on else View.HOST,
             warnings,
             tuple(line for task in wanted.tasks for line in disturbed(task, executor)),
             self.clock.phases,

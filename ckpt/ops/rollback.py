@@ -20,8 +20,9 @@ from typing import Any
 
 from ckpt.errors import CkptError, PermissionDeniedError, RefusedError
 from ckpt.history.open import Generation, History, Mode, open_store
-from ckpt.live import advice, core, journal, names, objects, queues, runtime, track, watches, world
+from ckpt.live import advice, core, freezer, journal, names, objects, queues, runtime, track, watches, world
 from ckpt.live.capture import Layout
+from ckpt.live.deadlines import Deadlines
 from ckpt.live.execute import Executor, Unchanged, disturbed
 from ckpt.live.surgeon import operate, outside_groups, refuse_newcomers, refuse_strangers
 from ckpt.model import PidRef, Plan, Snapshot
@@ -33,6 +34,7 @@ from ckpt.ops.rollback_pages import Pages
 from ckpt.plan import FileIdentity, paths_of, plan
 from ckpt.plan.kin import Surgery, predicted, surgery
 from ckpt.plan.streams import as_now
+from ckpt.plan.successors import renamed
 from ckpt.plan.threads import NEEDS_NUMBERS
 
 SINK_PAGES = 256  #: for contents of pipes and the like; runs and records have room of their own
@@ -87,6 +89,7 @@ def rollback(request: Request, progress: Callable[[str], None] = lambda _text: N
 
 def _rollback(request: Request, progress: Callable[[str], None], *, only_unfinished: bool) -> Result | None:
     clock = Clock()
+    freezer.mend()
     with ExitStack() as stack:
         history = stack.enter_context(open_store(request.store, Mode.READ))
         number = history.resolve(request.generation, pid=request.pid)
@@ -94,7 +97,8 @@ def _rollback(request: Request, progress: Callable[[str], None], *, only_unfinis
         wanted = queues.located(watches.located(found))
         ref = living(generation, wanted, request.pid)
         stack.enter_context(runtime.target_lock(ref))
-        tree = stack.enter_context(core.Tree(ref.pid, ref.start_ticks))
+        tree = stack.enter_context(core.Tree(ref.pid, ref.start_ticks, stack.enter_context(Deadlines())))
+        freezer.refuse_frozen(tree, "rollback")
         track.stand_aside(tree)
         if only_unfinished and journal.load(ref) is None:
             return None  # another ckpt was at work on it, and has finished
@@ -193,7 +197,7 @@ class _Run:
 
     def _take_in(self, now: Snapshot) -> None:
         if self.restored:
-            self.wanted = as_now(self.wanted, now)
+            self.wanted = renamed(as_now(self.wanted, now), now)
 
     def _spent(self) -> int:
         return time.monotonic_ns() - self.clock.start

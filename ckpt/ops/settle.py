@@ -1,4 +1,5 @@
-"""What snapshot and check do first: a rollback that a killed ckpt left in the middle is finished.
+"""What snapshot and check do first: control groups that a killed ckpt left frozen are thawed, and a rollback that it left in the middle is
+finished.
 
 In a file of its own because nearly always there is none: then nothing of the rollback's code needs to be loaded.
 """
@@ -6,11 +7,12 @@ In a file of its own because nearly always there is none: then nothing of the ro
 from __future__ import annotations
 
 from ckpt.errors import NotFoundError
-from ckpt.live import journal, runtime
+from ckpt.live import freezer, journal, runtime
 from ckpt.model import PidRef
 
 
 def settle(pid: int) -> None:
+    freezer.mend()
     try:
         ref = PidRef(pid, runtime.start_ticks(pid))
     except NotFoundError:
@@ -20,3 +22,8 @@ def settle(pid: int) -> None:
         from ckpt.ops.rollback import finish
 
         finish(pid, unfinished)
+
+
+def after_a_death() -> None:
+    """Whoever was at work has just died."""
+    freezer.mend()

@@ -22,10 +22,11 @@ from ckpt.errors import CkptError, NotFoundError, UsageError
 from ckpt.history.open import Generation, History, Mode, open_store
 from ckpt.history.recording import Meta, Recording
 from ckpt.kinds.table import table
-from ckpt.live import core, runtime, track
+from ckpt.live import core, freezer, runtime, track
 from ckpt.live.advice import Adviser
 from ckpt.live.asker import asked, await_asker
 from ckpt.live.capture import Capture
+from ckpt.live.deadlines import Deadlines
 from ckpt.live.pages import batches, final_parts, layout
 from ckpt.live.preflight import preflight
 from ckpt.live.spaces import Spaces
@@ -49,6 +50,7 @@ class Request:
     kill: bool = False
     paranoid: bool = False
     start_ticks: int = 0  #: of the process that is meant; 0 = whoever has the number
+    freeze: str = "auto"  #: one of freezer.WAYS: by what the whole tree is stopped
     asker: int = 0  #: the thread of it that has asked for this, and waits
 
 
@@ -58,6 +60,7 @@ class Result:
     snapshot: Snapshot
     warnings: tuple[str, ...]
     paranoid: Mapping[str, int] | None
+    freeze: str  #: "cgroup" | "ptrace"
     total_ns: int  #: until the generation was published (the one in the store ends where the publication begins)
     writes: Mapping[str, int] | None = None  #: where they were watched: pages with a writer, writers, writes that were lost
 
@@ -72,6 +75,7 @@ class Result:
             "tracker": made.tracker,
             "pid": made.pid,
             "command": made.command,
+            "freeze": self.freeze,
             "stop_us": made.stop_ns // 1000,
             "total_ms": round(self.total_ns / 1e6, 3),
             "pages": dict(made.pages),
@@ -97,13 +101,15 @@ def quiet(_what: str, _done: int, _total: int) -> None:
 TRIES = 10  #: a tree whose children end while it is looked at is looked at anew
 
 
-def snapshot(request: Request, progress: Progress = quiet, witness: Telemetry | None = None) -> Result:
-    """Takes one snapshot; `witness`: has watched the tree's writes since the last. Raises RefusedError (3), PermissionDeniedError (4),
+def snapshot(request: Request, progress: Progress = quiet, witness: Telemetry | None = None, ebpf: Deadlines | None = None) -> Result:
+    """Takes one snapshot; `witness`: has watched the tree's writes since the last; `ebpf`: knows when waits end, if need be one of our own.
+    Raises RefusedError (3), PermissionDeniedError (4),
     NotFoundError (6), DamagedError (5), CkptError (1)."""
     root = runtime.start_ticks(request.pid)
     for attempt in range(1, TRIES + 1):
         try:
-            return _snapshot(request, progress, witness)
+            with ExitStack() as stack:
+                return _snapshot(request, progress, witness, ebpf or stack.enter_context(Deadlines()))
         except (FileNotFoundError, ProcessLookupError, NotFoundError) as error:
             if isinstance(error, OSError) and re.match(r"/proc/\d", str(error.filename)) is None:
                 raise
@@ -114,7 +120,7 @@ def snapshot(request: Request, progress: Progress = quiet, witness: Telemetry | 
     raise AssertionError("the last attempt returns or raises")
 
 
-def _snapshot(request: Request, progress: Progress, witness: Telemetry | None) -> Result:
+def _snapshot(request: Request, progress: Progress, witness: Telemetry | None, ebpf: Deadlines) -> Result:
     table()  # code is loaded before the clock starts and before the target is locked
     clock = Clock()
     core.one_heap()
@@ -122,16 +128,18 @@ def _snapshot(request: Request, progress: Progress, witness: Telemetry | None) -
     ref = PidRef(request.pid, request.start_ticks or runtime.start_ticks(request.pid))
     with ExitStack() as stack:
         stack.enter_context(runtime.target_lock(ref))  # first of all: another ckpt at work there would look like a tracer
-        tree = stack.enter_context(core.Tree(ref.pid, ref.start_ticks))
+        held = stack.enter_context(freezer.Held(ref))
+        tree = stack.enter_context(core.Tree(ref.pid, ref.start_ticks, ebpf))
         track.stand_aside(tree)
         if request.asker:
             await_asker(ref.pid, request.asker)
         passed = preflight(tree)
+        held.take(tree, request.freeze)
         clock.lap("preflight")
         history = stack.enter_context(open_store(request.store, Mode.CREATE))
         if passed.direct_io:
             request = replace(request, precopy=0)  # a page that a device is writing to would be protected behind its back
-        return _Run(request, ref, tree, history, clock, progress, witness).run(passed.warnings)
+        return _Run(request, ref, tree, history, clock, progress, witness, held.group).run(passed.warnings)
 
 
 class _Run:
@@ -146,7 +154,9 @@ class _Run:
         clock: Clock,
         progress: Progress,
         witness: Telemetry | None,
+        group: freezer.Group | None,
     ) -> None:
+        self.group = group
         self.request, self.ref, self.tree, self.history, self.clock, self.progress = request, ref, tree, history, clock, progress
         self.witness = witness
         self.writes: dict[str, int] | None = None
@@ -159,7 +169,8 @@ class _Run:
             raise UsageError(f"--tag {self.request.tag}: names generation {taken} already: ckpt tag --force moves it")
         # Without a baseline the dirty state means nothing: a tracker armed anew reports every page as written.
         known = self.baseline.exact and self.request.mode != "full"
-        armed = track.arm(self.tree, self.request.tracker, self.baseline.seats if known else ())
+        still = self.group is not None and self.group.theirs
+        armed = track.arm(self.tree, self.request.tracker, self.baseline.seats if known else (), still=still)
         self.clock.lap("armed")
         incremental = known and armed.exact
         if self.request.mode == "incremental" and not incremental:
@@ -177,7 +188,8 @@ class _Run:
         if self.baseline.parent is None:
             runtime.sweep()
         warnings = (*warnings, *armed.warnings, *self._unknown_writers())
-        return Result(generation, found, warnings, verdict, time.monotonic_ns() - self.clock.start, self.writes)
+        way = "cgroup" if self.group is not None else "ptrace"
+        return Result(generation, found, warnings, verdict, way, time.monotonic_ns() - self.clock.start, self.writes)
 
     def _unknown_writers(self) -> Iterator[str]:
         if self.writes is not None and self.writes["lost"]:

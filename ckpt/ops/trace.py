@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt.live import runtime
+from ckpt.live import clock, runtime
 from ckpt.live.activity import FunctionWrites, MappingWrites, by_function, by_mapping, layouts
 from ckpt.live.inflight import USER, InFlight
 from ckpt.live.protection import Protection
@@ -28,7 +28,7 @@ from ckpt.syscalls import names
 @dataclass(frozen=True, slots=True)
 class Look:
     pid: int
-    now_ns: int  #: CLOCK_MONOTONIC
+    now_ns: int  #: the machine's CLOCK_MONOTONIC
     interval_ns: int
     since_ns: int  #: when tracing began
     tracking: str  #: live/protection.py: ANEW, SINCE, NONE
@@ -51,7 +51,7 @@ class Look:
     def json(self) -> dict[str, Any]:
         return {
             "pid": self.pid,
-            "time_ns": time.time_ns() - time.monotonic_ns() + self.now_ns,
+            "time_ns": time.time_ns() - clock.now_ns() + self.now_ns,
             "interval_ns": self.interval_ns,
             "tracking": self.tracking,
             "threads": [self._thread(one) for one in self.threads],
@@ -125,15 +125,15 @@ def trace(pid: int, every_s: float, for_s: float | None, *, rearm: bool = False)
 
 def _looks(ref: PidRef, telemetry: Telemetry, protection: Protection, every_s: float, for_s: float | None) -> Iterator[Look]:
     symbols = Symbols()
-    start = last = time.monotonic_ns()
+    start = last = clock.now_ns()
     end = start + int(for_s * 1e9) if for_s is not None else None
     due, before = start, dict[int, int]()
     lives = True
     while lives and (end is None or last < end):
-        due = max(due + int(every_s * 1e9), time.monotonic_ns())
+        due = max(due + int(every_s * 1e9), clock.now_ns())
         lives = _wait(ref, telemetry, due if end is None else min(due, end))
         threads = telemetry.calls()
-        now = time.monotonic_ns()
+        now = clock.now_ns()
         written = telemetry.written()
         changes, untold = telemetry.changes()
         maps = layouts(written.first)  # before anything else: mappings go
@@ -162,7 +162,7 @@ def _looks(ref: PidRef, telemetry: Telemetry, protection: Protection, every_s: f
 
 def _wait(ref: PidRef, telemetry: Telemetry, until_ns: int) -> bool:
     """Whether the process still lives."""
-    while (left := until_ns - time.monotonic_ns()) > 0:
+    while (left := until_ns - clock.now_ns()) > 0:
         time.sleep(min(left / 1e9, DRAIN_S))
         telemetry.drain()
         if not runtime.lives(ref.pid, ref.start_ticks):

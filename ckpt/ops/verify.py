@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckpt.compare import Difference, unfaithful
+from ckpt.compare import Difference, clocks_go_on, unfaithful
 from ckpt.history.open import Mode, open_store
 from ckpt.kinds.table import table
 from ckpt.live import core
 from ckpt.live.capture import Capture
+from ckpt.live.clock import clocks_then
 from ckpt.live.newborn import Newborns, Place
 from ckpt.live.spaces import Spaces
 from ckpt.live.streams import Streams
@@ -98,7 +99,8 @@ def verify(request: Request, progress: Callable[[str], None] = lambda _text: Non
         spaces = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWNET
         source = history.pages(generation.number)
         reading = stack.enter_context(Pages(source, around.wanted))
-        born = stack.enter_context(Newborns(around.wanted, Place.APART, streams.numbers, namespaces=spaces))
+        then, birth = clocks_then(kept.features), time.monotonic_ns()
+        born = stack.enter_context(Newborns(around.wanted, Place.APART, streams.numbers, namespaces=spaces, then=then))
         begin = time.monotonic_ns()
         rebirth = Rebirth(around.wanted, born, "reset", clock, scratch=True)
         now, again, made = rebirth.planned()
@@ -109,6 +111,8 @@ def verify(request: Request, progress: Callable[[str], None] = lambda _text: Non
         found = _captured(born)
         clock.lap("captured")
         differences = unfaithful(*_comparable(kept, found, {*redirected.replaced, *made.ended}), time.monotonic_ns() - begin)
+        if born.clocks_go_on:
+            differences += clocks_go_on(kept, found, time.monotonic_ns() - birth)
         with core.Sink(SINK_PAGES, "/tmp") as sink:
             pages = PageCheck(born.tree, source, again.wanted, sink).run()
         clock.lap("compared")

@@ -1,7 +1,8 @@
 """Every page of a restored tree against its generation, before the first instruction.
 
 Only the words that the kernel itself writes may differ: the processor that a thread runs on, in its struct rseq
-(kernel/rseq.c: cpu_id_start, cpu_id, node_id, mm_cid are written whenever it returns to user space).
+(kernel/rseq.c: cpu_id_start, cpu_id, node_id, mm_cid are written whenever it returns to user space; rseq_cs is cleared then, where it is
+left over from a sequence that the thread has behind it).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ckpt.ops.restore_pages import Cutter
 from ckpt.plan.pages import RUN, as_runs, as_spans, private_ranges
 
 _RSEQ_WRITTEN = ((0, 8), (20, 28))  #: cpu_id_start and cpu_id; node_id and mm_cid
+_RSEQ_CS = slice(8, 16)
 _PIECE = 256  #: pages compared at once where no store gives the pieces
 
 
@@ -42,10 +44,10 @@ class PageCheck:
 
     def _memory(self, task: Task) -> None:
         held = self.source.raw_runs(task.mm)
-        masks = self._masks(task.mm)
+        masks, left_over = self._masks(task.mm), self._rseq(task.mm)
         cutter = Cutter(as_spans(held))
         for piece in self.source.read_runs(task.mm, held):
-            self._compare(task, cutter.take(len(piece) // PAGE), piece, masks)
+            self._compare(task, cutter.take(len(piece) // PAGE), piece, masks, left_over)
         track = core.Track(self.tree.ours(task.pid), core.COMPARE, -1, 0, fresh=True)
         there = bytes(act.pages_scan(self.tree, track, self.sink, protect=False).runs)
         self._must_be_zero(task, act.runs_subtract(there, held))
@@ -61,7 +63,16 @@ class PageCheck:
                         masks.setdefault(address // PAGE, []).append(address % PAGE)
         return masks
 
-    def _compare(self, task: Task, runs: bytes, expected: memoryview, masks: dict[int, list[int]]) -> None:
+    def _rseq(self, mm: int) -> dict[int, list[int]]:
+        """page -> where a struct rseq begins in it. It is aligned to its 32 bytes."""
+        found: dict[int, list[int]] = {}
+        for task in self.wanted.tasks:
+            for thread in task.threads if task.mm == mm else ():
+                if pointer := int(thread.attributes.get("rseq", {}).get("pointer", 0)):
+                    found.setdefault(pointer // PAGE, []).append(pointer % PAGE)
+        return found
+
+    def _compare(self, task: Task, runs: bytes, expected: memoryview, masks: dict[int, list[int]], left_over: dict[int, list[int]]) -> None:
         living = bytearray(len(expected))
         act.pages_read(self.tree, task.pid, runs, living)
         self.verdict.compared += len(living) // PAGE
@@ -73,6 +84,10 @@ class PageCheck:
                 want, have = bytearray(expected[at : at + PAGE]), living[at : at + PAGE]
                 for offset in masks.get(number, ()):
                     want[offset] = have[offset]
+                for start in left_over.get(number, ()):
+                    word = slice(start + _RSEQ_CS.start, start + _RSEQ_CS.stop)
+                    if not any(have[word]):
+                        want[word] = have[word]
                 if want != have:
                     self.verdict.wrong.append(f"page {number * PAGE:#x} of task {task.pid} ({task.comm})")
                 at += PAGE

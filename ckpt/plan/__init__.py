@@ -16,6 +16,7 @@ from ckpt.kinds.task.terminal import doubted
 from ckpt.model import Plan, Snapshot, Stage, Task
 from ckpt.plan.attributes import plan_attributes
 from ckpt.plan.batch import Batch
+from ckpt.plan.clocks import behind
 from ckpt.plan.describe import as_json, as_lines
 from ckpt.plan.descriptors import opened_paths, plan_tables
 from ckpt.plan.mappings import LayoutPlan, paths_to_check, plan_layout
@@ -62,7 +63,7 @@ def plan(
     `newborn`: tasks of now that are empty copies of another process, to become the wanted ones. now has all wanted tasks (kin.py)."""
     restoring = all(task.pid in newborn for task in wanted.tasks)
     refusals: list[str] = []
-    warnings: list[str] = []
+    warnings = [] if restoring else behind(now, wanted)
     batches: dict[tuple[str, int], Batch] = {}
     ends: dict[int, tuple[int, ...]] = {}
     spawns: dict[int, tuple[int, ...]] = {}

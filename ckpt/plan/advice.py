@@ -80,6 +80,10 @@ def take_keys(mappings: Iterable[Mapping], finish: Batch) -> None:
         finish.add(_NR_PKEY_ALLOC, 0, 0, note=f"pkey_alloc: protection key {key}", expect=key)
 
 
+#: What no call gives: how it was mapped, or what it was (ckpt/plan/mappings.py).
+_MAPPED_SO = frozenset(("ac",))
+
+
 def advise(parts: Sequence[Advised], before: Batch, finish: Batch) -> None:
     """`before`: the end of the stage of the mappings; `finish`: once the pages stand."""
     early, locks, late, last = _Steps(), _Steps(), _Steps(), _Steps()
@@ -87,6 +91,8 @@ def advise(parts: Sequence[Advised], before: Batch, finish: Batch) -> None:
         if part.wanted.advice is None:
             continue
         new = frozenset(part.wanted.advice)
+        if not part.wanted.guards and not part.guarded and new ^ part.old <= _MAPPED_SO:
+            continue
         guards = [(max(low, part.start), min(high, part.end)) for low, high in part.wanted.guards if low < part.end and high > part.start]
         _madvise(early, part, new)
         for low, high in part.guarded:

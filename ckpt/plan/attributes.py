@@ -62,18 +62,42 @@ def _of_threads(plan: AttributePlan, kinds: Sequence[TaskKind], now: Task, wante
     changed = False
     here = {thread.tid: thread.attributes for thread in now.threads}
     born = _born(kinds, now)
+    alike = _Alike(plan)
     for thread in wanted.threads:
         before = here.get(thread.tid, born)
-        credentials = False
+        name, credentials = f"thread {thread.tid} of {who}", False
         for kind in kinds:
             mine, goal = before.get(kind.name), thread.attributes.get(kind.name)
             if mine and credentials and is_a(kind, Cleared):
                 mine = kind.cleared(mine)
             if goal is not None and mine != goal:  # there are hundreds of threads, and little to do in each
-                calls = _one(plan, kind, mine, goal, thread.tid, f"thread {thread.tid} of {who}")
+                calls = alike.again(kind, mine, goal, thread.tid)
+                if calls is None:
+                    calls = _one(plan, kind, mine, goal, thread.tid, name)
                 credentials |= calls and kind.name == "credentials"
         changed |= credentials
     return changed
+
+
+class _Alike:
+    """Most threads of a process differ in the same way from what they are born with: the calls of the one before are theirs too."""
+
+    def __init__(self, plan: AttributePlan) -> None:
+        self._plan = plan
+        self._last: dict[str, tuple[State, State, Sequence[RemoteCall]]] = {}
+
+    def again(self, kind: TaskKind, now: State | None, wanted: State, tid: int) -> bool | None:
+        """Whether there was anything to do; None: somebody else has to say so, for there may be more to it than calls."""
+        if now is None or "timer" in kind.name or is_a(kind, CandidTask):
+            return None
+        last = self._last.get(kind.name)
+        if last is None or last[0] is not now or last[1] != wanted:
+            try:
+                last = self._last[kind.name] = now, wanted, kind.restore(now, wanted)
+            except CannotUndo:
+                return None
+        self._plan.threads.extend(last[2], tid)
+        return bool(last[2])
 
 
 def order_of(kind: TaskKind) -> tuple[int, str]:

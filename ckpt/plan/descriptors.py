@@ -23,7 +23,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ckpt.kinds.base import FdKind, fd_kinds, result, value
-from ckpt.kinds.fd import sigio
+from ckpt.kinds.fd import sigio, sockfilter
 from ckpt.model import OpenFile, RemoteArg, Snapshot, Task
 from ckpt.plan import batch as b
 from ckpt.plan.batch import Batch
@@ -220,6 +220,9 @@ class _Table:
             self.plan.warnings.append(f"{who}: it signals {goal[0]} {goal[1]}, which is not of the tree: that is not brought back")
             file = replace(file, state={**file.state, "sigio_to": known})
         self.plan.told.extend(sigio.restore(fd, source, file))
+        if (reason := sockfilter.cannot(source, file)) is not None:
+            self.plan.refusals.append(f"fd {fd} of task {self.pid} ({self.comm}): {file.kind} socket: {reason}; ckpt restore --replace")
+        self.plan.told.extend(sockfilter.restore(fd, source, file))
 
 
 def _rank(file: OpenFile) -> int:

@@ -256,6 +256,7 @@ class Fates:
             for member in gone:
                 self._refuse(member, error)
             return
+        self.reset |= self._in_the_way(gone)
         for text in made.warnings:
             self._warn(gone[0], text)
         for member, index in zip(members, made.results, strict=True):
@@ -263,6 +264,12 @@ class Fates:
                 self.of[member.id] = Fate(result=index, maker=maker)
         first, *rest = gone
         self.of[first.id] = replace(self.of[first.id], make=made.calls, mates=tuple(member.id for member in rest))
+
+    def _in_the_way(self, gone: Sequence[OpenFile]) -> set[int]:
+        """Living connections between the very addresses of those that are made again. With a farewell they could hold these for long: a
+        full window, or a filter on the other end, keeps it from being answered."""
+        names = {(member.state["local"], member.state["peer"]) for member in gone if member.state.get("peer") and member.kind == "tcp"}
+        return {file.id for file in self.now.files if file.kind == "tcp" and (file.state["local"], file.state["peer"]) in names}
 
     def _maker(self, file: OpenFile) -> int:
         return self.at_wanted[file.id][0][0]

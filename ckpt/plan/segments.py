@@ -52,7 +52,7 @@ class Segments:
         for one in islice(self._all, low, None):
             if one.start >= end:
                 break
-            if one.end > start:
+            if max(one.start, start) < min(one.end, end):
                 found.append(one.part(max(one.start, start), min(one.end, end)))
         return found
 

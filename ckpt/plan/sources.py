@@ -30,6 +30,9 @@ class FileIdentity:
     locks: tuple[str, ...] = ()  #: that somebody has on it, as kinds/fd/locks.py writes them
 
 
+_CAP_SYS_ADMIN, _CAP_CHECKPOINT_RESTORE = 21, 40
+_ENTRIES = "CAP_CHECKPOINT_RESTORE"  #: wanted by the kernel of whoever opens an entry of map_files (fs/proc/base.c)
+
 #: path in the target's root -> what stands there; a path that is not named is gone.
 World = MappingABC[str, FileIdentity]
 
@@ -66,6 +69,9 @@ class Sources:
         if key in self._found or key[:2] in self._objects.refused or self._objects.duplicated(self._pid, mapping):
             return
         anchor = self._objects.path(key[:2], self._pid)
+        if anchor is not None and not self._may_open_entries():
+            self._plan.refusals.append(f"{self._name(mapping)}: to have it again the program needs {_ENTRIES}; ckpt restore --replace")
+            return
         if anchor is not None:
             self._found[key] = self._open(anchor, key[2])
             return
@@ -101,6 +107,10 @@ class Sources:
         if there is None or (there.dev, there.ino) != (backing.dev, backing.ino):
             return None
         return self._open(backing.path, writable)
+
+    def _may_open_entries(self) -> bool:
+        known = self._now.threads[0].attributes.get("credentials", {}) if self._now.threads else {}
+        return not known or bool(int(known.get("cap_effective", 0)) & (1 << _CAP_SYS_ADMIN | 1 << _CAP_CHECKPOINT_RESTORE))
 
     def _by_mapping(self, mapping: Mapping, writable: bool) -> RemoteArg | None:
         for other in self._now.mappings:

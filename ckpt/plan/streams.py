@@ -6,9 +6,11 @@ streams they become /dev/null (or what --fd names); elsewhere the plan refuses t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from ckpt.errors import UsageError
 from ckpt.model import OpenFile, Snapshot
 
 STANDARD = range(3)
@@ -36,8 +38,11 @@ def redirect(
     changed: dict[int, OpenFile] = {}
     warnings = []
     for fd, path in chosen.items():
-        if fd in held:
-            changed[held[fd]] = opener(path, held[fd], files[held[fd]].flags)
+        if fd not in held:
+            raise UsageError(f"--fd {fd}={path}: task {root.pid} ({root.comm}) has no descriptor {fd} in this generation")
+        flags = files[held[fd]].flags
+        made = os.O_CREAT if fd and flags & os.O_ACCMODE else 0  # standard input is there to be read, though a terminal can be written to
+        changed[held[fd]] = opener(path, held[fd], flags | made)
     for fd in sorted(held) if everywhere else STANDARD:
         file = files.get(held.get(fd, -1))
         if file is None or file.id in changed or not leads_out(file):

@@ -18,6 +18,7 @@ from ckpt.procfs.stat import Stat, parse_stat
 from ckpt.procfs.status import Ids, Status, parse_status
 from ckpt.procfs.syscall import parse_syscall
 from ckpt.procfs.sysvipc import Segment, parse_segments
+from ckpt.procfs.timens import parse_offsets
 from ckpt.procfs.timers import PosixTimer, parse_timers
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "parse_fdinfo",
     "parse_limits",
     "parse_maps",
+    "parse_offsets",
     "parse_segments",
     "parse_smaps",
     "parse_stat",

@@ -11,7 +11,8 @@ Rules, in order (native/src/restart.c has the same; a test compares them row by 
    -516, -512, -513, -514: RESTART with the value shown.
 3. -4 of a call of the EINTR family: RESTART with -514. A finite timeout begins anew: where its deadline is known it is LINGER, somebody
    ends it then (native/src/keeper.c); else its end comes late: disturbed.
-4. A short count of a call that would have gone on: KEEP, disturbed, unless a handler is pending, which would have cut it too.
+4. A short count of a call that would have gone on: KEEP, disturbed, unless a handler is pending, which would have cut it too. Where what
+   it wanted stands in memory any count may be short, until the memory says that it is whole (native/src/whole.c).
 5. Anything else: KEEP.
 """
 
@@ -33,7 +34,9 @@ from ckpt.syscalls.table import (
     RESTART_CODES,
     Row,
     Timeout,
+    Vector,
 )
+from ckpt.syscalls.told import Told
 
 #: Positions in struct user_regs_struct
 RAX, RCX, ORIG_RAX, RIP = 10, 11, 15, 16
@@ -73,10 +76,12 @@ def finite(row: Row, args: Sequence[int]) -> bool:
 
 
 def short(row: Row, args: Sequence[int], count: int) -> bool:
-    """Whether `count` is less than what the call would have gone on for."""
+    """Whether `count` may be less than what the call would have gone on for; by registers alone."""
     flags = args[row.flags_arg] if row.flags_arg != NO_ARG else 0
     if not row.partial or count <= 0 or flags & row.flags_need != row.flags_need or flags & row.flags_veto:
         return False
+    if row.vector is Vector.MMSGHDR and flags & row.last_need == row.last_need:
+        return True
     return row.wanted_arg == NO_ARG or count < args[row.wanted_arg]
 
 
@@ -84,15 +89,25 @@ def short(row: Row, args: Sequence[int], count: int) -> bool:
 class Waited:
     """What is known of the end of a finite wait."""
 
-    remaining_ns: int | None  #: from the stop on; None: not known
+    remaining_ns: int | None  #: from the stop on, as it was reckoned; None: not known
     source: str  #: how it is known, or why it is not
     nr: int = 0  #: the call, where the kernel shows another number for it; 0: not known
     fresh: bool = False  #: it had only just begun: its whole time is what remains
     kept: bool = True  #: somebody ends it at its deadline, where the kernel does not
+    told: Told | None = None  #: what remained by the kernel's own timer, which eBPF saw at the stop
+
+    @property
+    def left_ns(self) -> int | None:
+        return self.told.with_reckoned(self.remaining_ns) if self.told is not None else self.remaining_ns
+
+    @property
+    def words(self) -> str:
+        return self.told.words if self.told is not None else self.source
 
 
-def decide(regs: Sequence[int], deliverable: bool, waited: Waited | None = None) -> RetvalDecision:
-    """`deliverable`: a signal that has a handler is pending and not blocked (procfs.Status.deliverable)."""
+def decide(regs: Sequence[int], deliverable: bool, waited: Waited | None = None, *, whole: bool = False) -> RetvalDecision:
+    """`deliverable`: a signal that has a handler is pending and not blocked (procfs.Status.deliverable). `whole`: memory has said that
+    a count is all that was wanted."""
     nr, shown = _signed(regs[ORIG_RAX], 64), _signed(regs[RAX], 64)
     if nr < 0:
         return RetvalDecision(Action.KEEP, shown, "in user space")
@@ -105,13 +120,20 @@ def decide(regs: Sequence[int], deliverable: bool, waited: Waited | None = None)
         return _interrupted(nr, row, args, waited)
     if shown == EINTR:
         return RetvalDecision(Action.KEEP, shown, f"{name(nr)} was interrupted by a signal of its own")
-    if row is not None and short(row, args, shown):
-        if deliverable:
-            return RetvalDecision(Action.KEEP, shown, f"{name(nr)} was cut short by a signal of its own")
-        wanted = f" of {args[row.wanted_arg]}" if row.wanted_arg != NO_ARG else ""
-        reason = f"{name(nr)} had done {shown}{wanted}: the caller sees a short count"
-        return RetvalDecision(Action.KEEP, shown, reason, disturbed=True)
+    if row is not None and not whole and short(row, args, shown):
+        return _cut(row, args, shown, deliverable)
     return RetvalDecision(Action.KEEP, shown, f"{name(nr)} had its result")
+
+
+def _cut(row: Row, args: Sequence[int], count: int, deliverable: bool) -> RetvalDecision:
+    if deliverable:
+        return RetvalDecision(Action.KEEP, count, f"{row.name} was cut short by a signal of its own")
+    if row.wanted_arg != NO_ARG and count < args[row.wanted_arg]:
+        done = f"{count} of {args[row.wanted_arg]}"
+    else:
+        done = f"{count}, the last of them in part" if row.vector is Vector.MMSGHDR else f"{count}"
+    reason = f"{row.name} had done {done}: the caller sees a short count"
+    return RetvalDecision(Action.KEEP, count, reason, disturbed=True)
 
 
 def _ms(ns: int) -> str:
@@ -123,8 +145,8 @@ def _restarted_by_kernel(nr: int, shown: int, row: Row | None, args: Sequence[in
         return RetvalDecision(Action.RESTART, ERESTARTNOHAND, f"{name(nr)} waits without a limit or until an instant: it restarts unseen")
     if shown == ERESTART_RESTARTBLOCK and waited is not None:
         nr = waited.nr or nr
-        left = "what remains is not known" if waited.remaining_ns is None else f"{_ms(waited.remaining_ns)} remain"
-        return RetvalDecision(Action.RESTART, shown, f"the kernel restarts {name(nr)} with its deadline; {left}: {waited.source}")
+        left = "what remains is not known" if waited.left_ns is None else f"{_ms(waited.left_ns)} remain"
+        return RetvalDecision(Action.RESTART, shown, f"the kernel restarts {name(nr)} with its deadline; {left}: {waited.words}")
     if shown == ERESTARTNOHAND and row is not None and row.full and finite(row, args):
         reason = f"the kernel restarts {name(nr)} with its whole timeout: it may end late by the time already waited"
         return RetvalDecision(Action.RESTART, shown, reason, disturbed=True)
@@ -134,11 +156,11 @@ def _restarted_by_kernel(nr: int, shown: int, row: Row | None, args: Sequence[in
 def _interrupted(nr: int, row: Row, args: Sequence[int], waited: Waited | None) -> RetvalDecision:
     if finite(row, args) and waited is not None and waited.fresh:
         return RetvalDecision(Action.RESTART, ERESTARTNOHAND, f"{name(nr)} had only just begun: it restarts with its whole timeout")
-    if finite(row, args) and row.expired is not None and waited is not None and waited.remaining_ns is not None and waited.kept:
-        reason = f"{name(nr)} restarts, and is ended at its deadline, {_ms(waited.remaining_ns)} after the stop: {waited.source}"
+    if finite(row, args) and row.expired is not None and waited is not None and waited.left_ns is not None and waited.kept:
+        reason = f"{name(nr)} restarts, and is ended at its deadline, {_ms(waited.left_ns)} after the stop: {waited.words}"
         return RetvalDecision(Action.LINGER, ERESTARTNOHAND, reason)
     if finite(row, args):
-        why = f" ({waited.source})" if waited is not None else ""
+        why = f" ({waited.words})" if waited is not None else ""
         reason = f"{name(nr)} restarts with its whole timeout: it may end late by the time already waited{why}"
         return RetvalDecision(Action.RESTART, ERESTARTNOHAND, reason, disturbed=True)
     return RetvalDecision(Action.RESTART, ERESTARTNOHAND, f"{name(nr)} waits without a limit: it restarts unseen")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ckpt.syscalls.int80 import SAME
+from ckpt.syscalls.names import name
 from ckpt.syscalls.table import ROWS, Row, Timeout
 
 TARGET = Path(__file__).resolve().parents[2] / "native" / "src" / "restart_table.inc"
+INT80_TARGET = TARGET.with_name("int80_table.inc")
 
 _HEAD = "/* Made by `python -m ckpt.syscalls.emit` from ckpt/syscalls/table.py: do not edit. Sorted by nr; the fields: restart.h. */\n"
 #: native/src/restart.h, enum timeout_form
@@ -42,6 +45,8 @@ def _row(row: Row) -> str:
         "flags_arg": row.flags_arg,
         "flags_need": hex(row.flags_need),
         "flags_veto": hex(row.flags_veto),
+        "vector": f"VECTOR_{row.vector.name}",
+        "last_need": hex(row.last_need),
     }
     return "{ " + ", ".join(f".{name} = {text}" for name, text in fields.items()) + f" }}, /* {row.name} */\n"
 
@@ -50,5 +55,11 @@ def text() -> str:
     return _HEAD + "".join(_row(row) for row in sorted(ROWS, key=lambda row: row.nr) if row.decides)
 
 
+def int80_text() -> str:
+    head = "/* Made by `python -m ckpt.syscalls.emit` from ckpt/syscalls/int80.py: do not edit. */\n"
+    return head + "".join(f"{{ {number}, {same} }}, /* {name(same)} */\n" for number, same in sorted(SAME.items()))
+
+
 if __name__ == "__main__":
     TARGET.write_text(text())
+    INT80_TARGET.write_text(int80_text())

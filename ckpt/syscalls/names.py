@@ -44,6 +44,7 @@ NUMBERS: dict[str, int] = {
     "uretprobe": 335,
     **{name: number for number, name in enumerate(_FROM_424.split(), 424)},
 }
+INT80 = 1 << 16  #: what ckpt/syscalls/int80.py adds to the numbers of 32-bit calls
 _NAMES = {number: name for name, number in NUMBERS.items()}
 
 
@@ -54,4 +55,6 @@ def nr(name: str) -> int:
 
 def name(number: int) -> str:
     """The name of a call for people: "epoll_wait", "call 999" where the number is unknown, "user space" for -1."""
+    if INT80 <= number < 2 * INT80:
+        return f"32-bit call {number - INT80} by int 0x80"
     return "user space" if number == -1 else _NAMES.get(number, f"call {number}")

@@ -5,7 +5,8 @@ Measured by freezing each of them (PTRACE_INTERRUPT, then detach) on Linux 6.18.
 the frozen window no Python runs; decide.py explains the same decisions afterwards, and a test holds the two equal.
 
 1. A number has one row. Variants by an operation code (futex, fcntl) need none: they show -51x, which the kernel restarts.
-2. Everything a decision needs stands in registers: C reads no memory of the target to decide.
+2. Everything a decision needs stands in registers. Memory of the target is read only after it, to take back what registers cannot rule
+   out: that a count is less than a vector of buffers wanted (`vector`, native/src/whole.c).
 3. A wait keeps its deadline in one of two ways. `block`: the kernel's restart block holds it; a live thread has it, for another one
    the call is begun with what remains and interrupted at once (REBUILD; `shorten` says where its time stands). `expired`: nothing
    holds it; the call begins anew, and at its deadline somebody gives it the result that its own timer would have given (LINGER).
@@ -50,6 +51,15 @@ class Timeout(IntEnum):
     EXT_ARG = 7  #: io_uring_enter: in a struct, if the flags (timeout_arg) have IORING_ENTER_EXT_ARG
 
 
+class Vector(IntEnum):
+    """How a call is told its buffers, where it has more than one."""
+
+    NONE = 0
+    IOVEC = 1  #: the second argument points to them, the third counts them
+    MSGHDR = 2  #: the second argument points to a struct msghdr, which has them
+    MMSGHDR = 3  #: the second argument points to such messages, of which the result says how many went; the last of them may be a part
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     name: str
@@ -67,6 +77,8 @@ class Row:
     flags_arg: int = NO_ARG  #: holds flags that say whether it would have gone on
     flags_need: int = 0  #: all of these
     flags_veto: int = 0  #: none of these
+    vector: Vector = Vector.NONE  #: what was wanted stands in memory
+    last_need: int = 0  #: MMSGHDR: flags without which a last message that is not full is nothing unusual
 
     @property
     def nr(self) -> int:
@@ -87,6 +99,7 @@ class Row:
 
 _SYS, _NOINTR, _NOHAND, _BLOCK = RESTART_CODES
 _T = Timeout
+_V = Vector
 _ALL, _NOWAIT = MSG_WAITALL, MSG_DONTWAIT
 
 ROWS: tuple[Row, ...] = (
@@ -98,7 +111,7 @@ ROWS: tuple[Row, ...] = (
     Row("rt_sigtimedwait", (EINTR,), _T.TIMESPEC, 2, expired=EAGAIN, eintr=True),
     # readiness
     Row("poll", (_BLOCK,), _T.MS, 2, block=True),
-    Row("ppoll", (_NOHAND, EINTR), _T.TIMESPEC, 2, eintr=True),  # -4: the timespec cannot be written back
+    Row("ppoll", (_NOHAND, EINTR), _T.TIMESPEC, 2, expired=0, eintr=True),  # -4: the timespec cannot be written back; revents are 0 by then
     Row("select", (_NOHAND, EINTR), _T.TIMEVAL, 4, eintr=True),
     Row("pselect6", (_NOHAND, EINTR), _T.TIMESPEC, 4, eintr=True),
     Row("epoll_wait", (EINTR,), _T.MS, 3, expired=0, eintr=True),
@@ -112,15 +125,19 @@ ROWS: tuple[Row, ...] = (
     Row("read", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True),
     Row("readv", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True),
     Row("write", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, wanted_arg=2),
-    Row("writev", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True),  # what it wanted stands in memory
-    Row("splice", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True),
+    Row("writev", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, vector=_V.IOVEC),
+    Row("preadv2", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True),  # from where the file is: as readv, on a pipe or a socket
+    Row("pwritev2", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, vector=_V.IOVEC),
+    Row("splice", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True, partial=True, wanted_arg=4),  # a pipe to a socket
     Row("tee", (_SYS,)),
     Row("vmsplice", (_SYS,)),
     Row("sendfile", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, wanted_arg=3),
+    Row("copy_file_range", (_SYS,), partial=True, wanted_arg=4),  # long, not blocking: it stops between two pieces
+    Row("getrandom", (_SYS,), partial=True, wanted_arg=1),  # likewise, after each page
     # sockets
     Row("accept", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True),
     Row("accept4", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True),
-    Row("connect", (_SYS, EINTR), _T.SNDTIMEO, expired=EINPROGRESS, eintr=True),
+    Row("connect", (_SYS, EINTR), _T.SNDTIMEO, expired=EINPROGRESS, eintr=True),  # of a unix socket: EAGAIN (native/src/waits.c)
     Row(
         "recvfrom",
         (_SYS, EINTR),
@@ -133,7 +150,18 @@ ROWS: tuple[Row, ...] = (
         flags_need=_ALL,
         flags_veto=_NOWAIT,
     ),
-    Row("recvmsg", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True, partial=True, flags_arg=2, flags_need=_ALL, flags_veto=_NOWAIT),
+    Row(
+        "recvmsg",
+        (_SYS, EINTR),
+        _T.RCVTIMEO,
+        expired=EAGAIN,
+        eintr=True,
+        partial=True,
+        flags_arg=2,
+        flags_need=_ALL,
+        flags_veto=_NOWAIT,
+        vector=_V.MSGHDR,
+    ),
     Row(
         "recvmmsg",
         (_SYS, EINTR),
@@ -144,10 +172,23 @@ ROWS: tuple[Row, ...] = (
         wanted_arg=2,
         flags_arg=3,
         flags_veto=_NOWAIT | MSG_WAITFORONE,
+        vector=_V.MMSGHDR,
+        last_need=_ALL,
     ),
     Row("sendto", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, wanted_arg=2, flags_arg=3, flags_veto=_NOWAIT),
-    Row("sendmsg", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True),
-    Row("sendmmsg", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, wanted_arg=2, flags_arg=3, flags_veto=_NOWAIT),
+    Row("sendmsg", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, flags_arg=2, flags_veto=_NOWAIT, vector=_V.MSGHDR),
+    Row(
+        "sendmmsg",
+        (_SYS, EINTR),
+        _T.SNDTIMEO,
+        expired=EAGAIN,
+        eintr=True,
+        partial=True,
+        wanted_arg=2,
+        flags_arg=3,
+        flags_veto=_NOWAIT,
+        vector=_V.MMSGHDR,
+    ),
     # System V and POSIX queues
     Row("semop", (EINTR,), eintr=True),
     Row("semtimedop", (EINTR,), _T.TIMESPEC, 3, expired=EAGAIN, eintr=True),

@@ -37,13 +37,16 @@ class Pty:
     def recognises(self, raw: RawDescriptor) -> bool:
         return stat.S_ISCHR(raw.mode) and (_device(raw) == MASTER or _device(raw)[0] in SLAVES)
 
+    def is_master(self, raw: RawDescriptor) -> bool:
+        return _device(raw) == MASTER
+
     def parse(self, raw: RawDescriptor) -> OpenFile:
         info = parse_fdinfo(raw.fdinfo)
         answer = raw.work.get(Work.TTY, b"")
         if len(answer) < _TERMIOS + _WINSIZE + _ANSWERS.size:
             raise Unsupported(f"terminal {raw.link}: its settings cannot be read")
         index, locked, packet, _exclusive, _group, _session, queued = _ANSWERS.unpack_from(answer, _TERMIOS + _WINSIZE)
-        master = _device(raw) == MASTER
+        master = self.is_master(raw)
         major, minor = _device(raw)
         state = {
             "path": raw.link,

@@ -19,10 +19,12 @@ from ckpt.model import State
 SO_COOKIE, TCP_INFO, SO_PEERCRED = SockOpt(SOL_SOCKET, 57, 8), SockOpt(IPPROTO_TCP, 11, 240), SockOpt(SOL_SOCKET, 17, 12, socket.AF_UNIX)
 TCP_ULP, NETLINK_GROUPS = SockOpt(IPPROTO_TCP, 31, 16), SockOpt(SOL_NETLINK, 9, 32)
 SO_MEMINFO = SockOpt(SOL_SOCKET, 55, 36, socket.AF_NETLINK)
+SO_GET_FILTER, SO_LOCK_FILTER = SockOpt(SOL_SOCKET, 26, 0), SockOpt(SOL_SOCKET, 44, 4)  #: sockfilter.py
 _SETTABLE = (SockOpt(*key, *where(title)) for key, title in SETTABLE.items())
-OPTIONS = (SO_COOKIE, TCP_INFO, SO_PEERCRED, TCP_ULP, NETLINK_GROUPS, SO_MEMINFO, *_SETTABLE)
+OPTIONS = (SO_COOKIE, TCP_INFO, SO_PEERCRED, TCP_ULP, NETLINK_GROUPS, SO_MEMINFO, SO_GET_FILTER, SO_LOCK_FILTER, *_SETTABLE)
 _TITLES = {position: SETTABLE[key] for position, o in enumerate(OPTIONS) if (key := (o.level, o.name, o.size)) in SETTABLE}
-WANTS = (Wants(prefix="socket:[", format=stat.S_IFSOCK, work=Work.SOCKET | Work.PEEK | Work.UNIX_DIAG | Work.GROUPS, options=OPTIONS),)
+_WORK = Work.SOCKET | Work.PEEK | Work.UNIX_DIAG | Work.GROUPS | Work.SENDING
+WANTS = (Wants(prefix="socket:[", format=stat.S_IFSOCK, work=_WORK, options=OPTIONS),)
 
 REUSE = (SOL_SOCKET, 2)
 MSG_TRUNC, MSG_DONTWAIT, MSG_NOSIGNAL = 0x20, 0x40, 0x4000  #: TRUNC: bytes of TCP are dropped, not copied (tcp(7))

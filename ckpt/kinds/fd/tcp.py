@@ -8,7 +8,9 @@ Where both ends are in the tree nothing is lost: what lies unread at either end 
 what they were. Each direction is two calls, one by either end: the writer sends again what lay unread, the reader drops as
 many bytes as lie there now. They are in front, so the order of the two does not matter, and both ends decide alike, by
 comparing the queues of then and now. Sequence numbers move on; no program sees them. Where one end is gone, both are made
-again (tcp_pair.py).
+again (tcp_pair.py); so they are where bytes had found no room at the other end (a full window), then or now: these nobody can take back.
+
+State of such a connection: `unread` lies here, `coming` is on its way here, `away` lies at the other end, `sending` is on its way there.
 
     consumed = tcpi_bytes_received (a FIN counts as one) - what lies unread
     written  = tcpi_bytes_sent - tcpi_bytes_retrans + tcpi_notsent_bytes
@@ -96,7 +98,9 @@ class Tcp:
         unread = b"".join(message.data for message in so.messages(raw.work.get(Work.PEEK, b"")) if not message.control)
         if Work.PEEK not in raw.work or len(unread) != found.inq:
             return {}
-        return {"far": found.peer.hex(), "unread": unread.hex(), "wire": list(tcp.wire)}
+        sending = raw.work.get(Work.SENDING, b"")
+        state = {"far": found.peer.hex(), "unread": unread.hex(), "wire": list(tcp.wire)}
+        return state | ({"sending": sending.hex()} if sending else {})
 
     def adjust(self, fd: int, now: OpenFile, wanted: OpenFile) -> Sequence[RemoteCall]:
         here, there = now.state, wanted.state
@@ -129,7 +133,11 @@ class Tcp:
 
     def _requeue(self, fd: int, here: State, there: State) -> list[RemoteCall]:
         """This end's part of both directions: as the writer of one, as the reader of the other."""
-        calls = []
+        calls: list[RemoteCall] = []
+        if _streams(here) == _streams(there):
+            return calls  # where the bytes are on their way is no program's doing
+        if any(state.get(key) for state in (here, there) for key in ("sending", "coming")):
+            raise CannotUndo("tcp socket: bytes of it are under way")
         if here["away"] != there["away"]:
             if here["state"] not in _OPEN:
                 raise CannotUndo(f"tcp socket: is {here['state']} and cannot send again")
@@ -205,25 +213,28 @@ class Tcp:
         return [*pairs, *waiting]
 
     def with_others(self, files: Sequence[OpenFile]) -> Sequence[OpenFile]:
-        """A connection whose other end is in the tree learns what lies unread there (`away`, hex). Only where each end has got all
-        that the other has written: else one learns how much is under way, or waits for room (`underway`). One that waits to be accepted
-        learns so (`waits`)."""
+        """A connection whose other end is in the tree learns what lies unread there (`away`, hex), and what is on its way. Only where all
+        that either has written is known: else one learns how much is under way, or waits for room (`underway`). One that waits to be
+        accepted learns so (`waits`)."""
         ends = _ends(files)
         queues = {listener.id: _waiting(listener, files) for listener in files if "pending" in listener.state}
         waiting = {client.id for clients in queues.values() for client in clients}
 
         def one(file: OpenFile) -> OpenFile:
+            state = {key: value for key, value in file.state.items() if key != "sending"}
             if file.id in waiting:
-                return replace(file, state={**file.state, "waits": True})
+                return replace(file, state={**state, "waits": True})
             if queues.get(file.id):
-                return replace(file, state={**file.state, "waiting": sorted(client.state["ino"] for client in queues[file.id])})
+                return replace(file, state={**state, "waiting": sorted(client.state["ino"] for client in queues[file.id])})
             twin = ends.get((file.state["far"], file.state["bound"])) if "unread" in file.state else None
             if twin is None:
-                return file
-            underway = file.state["written"] - _got(twin.state)
-            if underway or _got(file.state) != twin.state["written"]:
-                return replace(file, state={**file.state, "underway": underway}) if underway > 0 else file
-            return replace(file, state={**file.state, "away": twin.state["unread"]})
+                return replace(file, state=state)
+            sending, coming = _under_way(file.state, twin.state), _under_way(twin.state, file.state)
+            if sending is None or coming is None:
+                underway = file.state["written"] - _got(twin.state)
+                return replace(file, state={**state, "underway": underway} if underway > 0 else state)
+            more = {key: data for key, data in (("sending", sending), ("coming", coming)) if data}
+            return replace(file, state={**state, "away": twin.state["unread"], **more})
 
         return [one(file) for file in files]
 
@@ -254,6 +265,25 @@ def _waiting(listener: OpenFile, files: Sequence[OpenFile]) -> list[OpenFile]:
 
 def _ends(files: Sequence[OpenFile]) -> dict[tuple[str, str], OpenFile]:
     return {(file.state["bound"], file.state["far"]): file for file in files if "unread" in file.state}
+
+
+def _under_way(sender: State, receiver: State) -> str | None:
+    """What one has written and the other has not got (hex): the end of what waits to be acknowledged. None: it is not known."""
+    count, queue = int(sender["written"]) - _got(receiver), sender.get("sending", "")
+    if not count:
+        return ""
+    return queue[-2 * count :] if 0 < 2 * count <= len(queue) else None
+
+
+def _streams(state: State) -> tuple[str, str]:
+    """All that a connection holds, in either direction."""
+    return state["away"] + state.get("sending", ""), state["unread"] + state.get("coming", "")
+
+
+def without_ways(state: State) -> State:
+    """The streams alone: how much of one has found room at the other end already says nothing."""
+    away, unread = _streams(state)
+    return {**{key: value for key, value in state.items() if key not in ("sending", "coming")}, "away": away, "unread": unread}
 
 
 def _got(state: State) -> int:

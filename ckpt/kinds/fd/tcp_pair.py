@@ -4,10 +4,10 @@ The kernel makes each end by itself (TCP_REPAIR): no packet is sent, no listener
 begin with sequence numbers of our choice, for no program sees them, and each is told the other's window, so that the first write does
 not wait for a probe. Facts: net/ipv4/tcp.c, do_tcp_setsockopt.
 
-1. Only what nobody can send or receive meanwhile is made so: the tree is frozen, and each end has got all that the other wrote.
+1. Only what nobody can send or receive meanwhile is made so: the tree is frozen, and all that either end wrote is known.
 2. Entering repair sets SO_REUSEADDR to 2, leaving it to 0: that option is put back last.
-3. What lay unread is sent by the other end, not put into the queue in repair: the counts of either end must agree with each
-   other, or the next snapshot would take the connection for one with bytes under way.
+3. What lay unread, and behind it what was on its way (a full window), is sent by the other end, not put into the queue in repair:
+   the counts of either end must agree with each other, or the next snapshot would take the connection for one with bytes under way.
 4. Data and FIN are sent when both ends stand: otherwise nobody would answer them.
 """
 
@@ -49,7 +49,7 @@ def made(first: OpenFile, second: OpenFile) -> Made:
     sockets = [_end(calls, one, other) for one, other in (ends, ends[::-1])]
     for made_one in sockets:
         _option(calls, made_one, _REPAIR, _OFF_NO_PROBE, "leave repair")
-    unread = [bytes.fromhex(end.state["unread"]) for end in ends]
+    unread = [bytes.fromhex(end.state["unread"] + end.state.get("coming", "")) for end in ends]
     for index, data in enumerate(unread):
         for at in range(0, len(data), _PIECE):
             part = data[at : at + _PIECE]
@@ -84,7 +84,7 @@ def _end(calls: Calls, end: OpenFile, twin: OpenFile) -> RemoteArg:
     received, sent = _sequence(twin), _sequence(end)
     fd = calls.add("socket", state["domain"], socket.SOCK_STREAM, IPPROTO_TCP, note=f"socket for {state['local']} to {state['peer']}")
     calls.extend(set_options(fd, {}, state["options"], without=("SO_REUSEADDR", *_BUFFERS)))
-    most = max(len(state["unread"]), len(state["away"])) // 2
+    most = max(len(state["unread"] + state.get("coming", "")), len(state["away"] + state.get("sending", ""))) // 2
     if most > _ROOMY:
         for option in (SO_SNDBUFFORCE, SO_RCVBUFFORCE):
             calls.add("setsockopt", fd, SOL_SOCKET, option, struct.pack("<i", 2 * most), 4, note="room for what is unread")

@@ -141,6 +141,7 @@ class Group:
             fd = self.at[member.id] = self._socket(state)
             if state["local"]:
                 self._bind(fd, state)
+            if state["local"] or not state["far"]:  # else once it is connected
                 self.calls.extend(set_options(fd, {}, state["options"]))
 
     def _pair(self, one: OpenFile, other: OpenFile | None) -> None:
