@@ -6,11 +6,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import bpf
 from tests.harness import SOAK, Ckpt, Skipped, Victim, progress, soak, time_is_up
+
+Ckpt.forks = True
 
 
 @pytest.fixture
@@ -61,7 +64,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.when == "call" or report.outcome != "passed":
+    if not soak.HELPS and (report.when == "call" or report.outcome != "passed"):
         progress(f"{report.outcome} {report.nodeid} ({report.duration:.1f} s)")
 
 
@@ -90,7 +93,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(f"{number:8,}  {what}")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """One of several that work side by side has come to its end: what it did is told with the rest."""
+    soak.done.update(getattr(node, "workeroutput", {}).get("done", {}))
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if soak.HELPS:
+        session.config.workeroutput["done"] = dict(soak.done)  # type: ignore[attr-defined]
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("CKPT_NO_SKIP") and reporter is not None and reporter.stats.get("skipped") and exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

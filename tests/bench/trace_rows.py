@@ -1,4 +1,5 @@
-"""What `ckpt trace` costs programs, traced or not. Each is measured with and without it in turn, on the same process."""
+"""What eBPF costs: `ckpt trace` the programs, traced or not, and the freeze-time program a snapshot. Each is measured with and without it
+in turn, on the same process."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from tests.harness import Ckpt, Victim
 from tests.harness.victim import BIN, build
 
 ROUNDS = 5
+APART_S = 0.05  #: sooner after a detach the kernel has an attach wait
 HERE = Path(__file__).resolve().parent
 
 
@@ -79,6 +81,46 @@ def attach() -> Row:
         gone.append((time.perf_counter() - attached) * 1000)
     note = f"detach {statistics.median(gone):.1f} ms; fastest {min(there):.1f} and {min(gone):.1f} ms"
     return Row("attach of ckpt trace's programs, compiled before", statistics.median(there), "ms", None, 50.0, note)
+
+
+def at_a_freeze() -> Row:
+    """Of the program that says when waits end: attached and detached again, as a snapshot does it."""
+    bpf.prepare(("deadlines",))
+    loads, there, gone = [], [], []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        with bpf.Deadlines() as programs:
+            loads.append((time.perf_counter() - start) * 1000)
+            for _again in range(ROUNDS):
+                time.sleep(APART_S)
+                start = time.perf_counter()
+                programs.attach([1])
+                attached = time.perf_counter()
+                programs.detach()
+                there.append((attached - start) * 1000)
+                gone.append((time.perf_counter() - attached) * 1000)
+    both = statistics.median(map(sum, zip(there, gone, strict=True)))
+    note = f"detach {statistics.median(gone):.2f} ms; loaded from the cache before, in {statistics.median(loads):.1f} ms"
+    return Row("attach and detach of the freeze-time program", both, "ms", None, 5.0, note)
+
+
+def stop_with_ebpf() -> Row:
+    """200 threads that sleep 20 ms at a time: each snapshot meets new waits, and asks about all of them."""
+    bpf.prepare(("deadlines",))
+    with_it, without, told = [], [], 0
+    with scratch() as folder, Victim.start("threads200", folder / "victim") as victim:
+        ckpt = Ckpt(folder)
+        ckpt.snapshot(victim.pid, "--full")
+        for _ in range(3 * ROUNDS):
+            made = ckpt.snapshot(victim.pid)
+            with_it.append(float(made["stop_us"]))
+            rows = ckpt.json("show", made["generation"], "--threads")["threads"]
+            told += sum("ebpf" in row["evidence"] for row in rows)
+            without.append(float(ckpt.run("snapshot", victim.pid, "--json", env={"CKPT_CACHE_DIR": "/proc/nowhere"}).json["stop_us"]))
+    if told < 100 * len(with_it):
+        raise AssertionError(f"eBPF told of {told} waits in {len(with_it)} snapshots: it was not asked")
+    note = f"{told / len(with_it):.0f} waits told at each; fastest {min(with_it):.0f} against {min(without):.0f} us"
+    return Row("stop with eBPF, 200 sleepers", statistics.median(with_it), "us", statistics.median(without), 1.2, note)
 
 
 def first_write() -> Row:

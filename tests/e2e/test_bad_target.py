@@ -73,14 +73,15 @@ def test_traced_by_another(ckpt: Ckpt) -> None:
         assert target.tracer() == target.leader
 
 
-@pytest.mark.parametrize("what", ["io_uring"])
-def test_a_resource_that_nobody_captures(what: str, ckpt: Ckpt) -> None:
+@pytest.mark.parametrize(("what", "where"), [("io_uring", "fd "), ("aio", "asynchronous I/O")])
+def test_a_resource_that_nobody_captures(what: str, where: str, ckpt: Ckpt) -> None:
+    """And a thread that waits in it is not disturbed by the attempt."""
     with odd(what) as target:
-        ckpt.run("snapshot", target.pid).refused(3, f"task {target.pid}", what, "fd ")
+        ckpt.run("snapshot", target.pid).refused(3, f"task {target.pid}", where)
         looked = ckpt.run("check", target.pid)  # its answer is the list of refusals: on standard output
         assert looked.code == 3
         assert f"task {target.pid}" in looked.out
-        assert what in looked.out
+        assert where in looked.out
         target.verify()
 
 

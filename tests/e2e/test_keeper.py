@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,8 @@ from tests.e2e.asked import Asked
 from tests.faults.faults import Faults
 from tests.harness import Ckpt, Victim, build, did, times
 from tests.harness.victim import BIN
+
+pytestmark = pytest.mark.alone
 
 LIMIT_S = 3.0
 SETUP = "pool = select.epoll(); ends = os.pipe(); pool.register(ends[0], 1); took = []"
@@ -43,20 +45,9 @@ def waiter() -> Callable[[], Asked]:
         program.end()
 
 
-def keepers(ckpt: Ckpt) -> list[int]:
+def keepers(ckpt: Ckpt) -> set[int]:
     """Those that this test's ckpt has started."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            name = (entry / "comm").read_text().strip()
-            ours = str(ckpt.runtime).encode() in (entry / "environ").read_bytes()
-        except OSError:
-            continue
-        if name == "ckpt-keeper" and ours:
-            found.append(int(entry.name))
-    return found
+    return ckpt.processes(name="ckpt-keeper")
 
 
 def gone(ckpt: Ckpt, within_s: float) -> bool:
@@ -77,7 +68,7 @@ def test_a_wait_ends_in_time_and_the_keeper_with_it(ckpt: Ckpt, waiter: Callable
     ckpt.snapshot(program.pid)
     (keeper,) = keepers(ckpt)
     assert all(os.readlink(f"/proc/{keeper}/fd/{fd}").startswith(("/proc", "anon_inode:[pidfd")) for fd in os.listdir(f"/proc/{keeper}/fd"))
-    assert program.tracer() == 0
+    assert program.untraced()
     found, seconds = took(program)
     assert found == []
     assert LIMIT_S - 0.001 <= seconds <= LIMIT_S + 0.1
@@ -134,6 +125,31 @@ def test_a_signal_ends_a_wait_as_ever(ckpt: Ckpt, waiter: Callable[..., Asked]) 
     assert LIMIT_S - 0.001 <= seconds <= LIMIT_S + 0.5
 
 
+def test_after_a_restore_a_wait_ends_in_time(ckpt: Ckpt, waiter: Callable[..., Asked]) -> None:
+    """What remained then is what it still waits; nobody traces it meanwhile, and the keeper ends with it."""
+    program = waiter()
+    made = ckpt.snapshot(program.pid)
+    (row,) = [row for row in ckpt.json("show", made["generation"], "--threads")["threads"] if row["call"] == "epoll_wait"]
+    program.kill()
+    assert gone(ckpt, 5), "its keeper stays though the program is dead"
+    time.sleep(0.5)
+
+    def restore(words: Sequence[str]) -> int:
+        done = ckpt.json("restore", made["generation"], *words)
+        assert done["disturbed"] == []
+        return int(done["pid"])
+
+    program.revive(restore)
+    begun = time.monotonic()
+    assert program.untraced()
+    assert len(keepers(ckpt)) == 1
+    found, _seconds = took(program)
+    left = row["remaining_ns"] / 1e9
+    assert found == []
+    assert left - 0.15 <= time.monotonic() - begun <= left + 0.15  # the answer to `revive` comes a little after it runs
+    assert gone(ckpt, 3)
+
+
 def test_show_says_how_it_went_on(ckpt: Ckpt, waiter: Callable[..., Asked]) -> None:
     program = waiter()
     made = ckpt.snapshot(program.pid)
@@ -164,3 +180,35 @@ def test_no_wait_is_ended_before_its_time(ckpt: Ckpt) -> None:
         program.verify()
         time.sleep(0.5)
         program.verify()
+
+
+SHARED = f"""
+import ctypes
+sleep = ctypes.CDLL(None).nanosleep
+limit = (ctypes.c_long * 2)(*divmod(int({LIMIT_S} * 1e9), 10**9))
+ended = {{}}
+def nap(name):
+    ended[name] = (sleep(limit, None), time.monotonic())
+"""
+
+
+def test_waits_whose_limit_stands_in_one_place_go_on_each_with_its_own_remains(ckpt: Ckpt, waiter: Callable[..., Asked]) -> None:
+    """A constant of the program's: what remains of each wait stands there for a moment, one after the other."""
+    program = waiter(0.01)
+    program.tell(f"exec({SHARED!r})")
+    for name in "ab":
+        program.tell(f"threading.Thread(target=nap, args=({name!r},), daemon=True).start(); time.sleep(0.5)")
+    asked = time.monotonic()
+    generation = ckpt.snapshot(program.pid)["generation"]
+    begun = time.monotonic()
+    ckpt.run("rollback", generation)
+    back = time.monotonic()
+    deadline = begun + 2 * LIMIT_S
+    while program.tell("len(ended)") < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    first, second = (program.tell(f"ended[{name!r}]") for name in "ab")
+    assert first[0] == second[0] == 0
+    for (_, at), remained in ((first, LIMIT_S - 1.0), (second, LIMIT_S - 0.5)):
+        assert asked + remained - 0.1 <= at <= back + remained + 0.2, (at - begun, remained)
+    assert 0.4 <= second[1] - first[1] <= 0.6
+    assert program.tell("limit[0] * 10**9 + limit[1]") == int(LIMIT_S * 1e9), "the place does not have its own bytes again"

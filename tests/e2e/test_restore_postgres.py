@@ -89,15 +89,23 @@ def server() -> Iterator[Server]:
 
 
 def test_the_whole_server_comes_back(ckpt: Ckpt, server: Server) -> None:
+    """As test_cycles.py does it. Rolled back, to before it died, is the server at rest: files do not go back with it."""
     count = 1000
     for _ in range(times(2, 20)):
         made = ckpt.snapshot(server.pid)
         server.kill()
         done = ckpt.run("restore", made["generation"], "--json")
         assert done.code == 0, done.err
+        assert ckpt.exact(server.pid)["parent"] == made["generation"]
+        rolled = ckpt.run("rollback", made["generation"], "--pid", server.pid, "--json")
+        assert rolled.code == 0, rolled.err
         count += 1
         server.ask("INSERT INTO t VALUES (5)")
         server.ask("CHECKPOINT")
         assert server.ask("SELECT count(*) FROM t", "127.0.0.1") == str(count)
         assert server.ask("SELECT pg_backend_pid() > 0") == "t"
+        tracked = ckpt.exact(server.pid)
+        assert (tracked["kind"], tracked["tracker"]) == ("incremental", "uffd")
+        verdict = ckpt.json("verify", tracked["generation"])
+        assert verdict["faithful"], verdict["differences"]
     ckpt.sound()

@@ -39,7 +39,7 @@ def test_back_and_forth(name: str, ckpt: Ckpt, victim: Start) -> None:
         roll(ckpt, target, generation)
         assert identity(target) == who
         target.verify()
-        assert target.tracer() == 0
+        assert target.untraced()
         assert not target.stands_still()
         time.sleep(0.1)
         target.verify()

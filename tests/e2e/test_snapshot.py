@@ -21,9 +21,9 @@ KEYS = {"generation", "parent", "lineage", "kind", "tracker", "pid", "stop_us", 
 def unharmed(target: Victim, stopped: bool = False) -> None:
     """It runs, nobody traces it, no thread is stopped (but by itself: `stopped`), and its own check passes."""
     assert target.alive()
-    assert target.tracer() == 0
+    assert target.untraced()
     target.verify()
-    assert not target.states() & ({"t"} if stopped else {"t", "T"})
+    assert not target.stands_still(but="T" if stopped else "")
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
@@ -179,6 +179,7 @@ def test_a_tree_is_captured_whole(ckpt: Ckpt, victim: Start) -> None:
     unharmed(target)
 
 
+@pytest.mark.alone
 def test_stop_time_is_what_the_victim_sees(ckpt: Ckpt) -> None:
     """The largest gap of the victim's own clock agrees with the stop time that ckpt tells, within 20 %. What else wants the
     processor can only lengthen a gap: it is tried until one round was undisturbed."""

@@ -81,7 +81,7 @@ NOTICE = ("churn", "clan", "sharing", "shared", "mappings", "registers", "signal
 @pytest.mark.parametrize("name", NOTICE)
 def test_nobody_notices(ckpt: Ckpt, victim: Start, name: str) -> None:
     target = victim(name)
-    found = looks(ckpt, target.pid, "--every", "100ms", "--for", "1s")
+    found = looks(ckpt, target.pid, "--every", "100ms", "--for", "2s")
     assert len(found) >= 5
     assert found[-1]["threads"]
     target.verify()

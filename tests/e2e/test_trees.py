@@ -52,7 +52,7 @@ def test_a_clan_that_broke_up_is_back(ckpt: Ckpt, victim: Start) -> None:
         roll(ckpt, target, generation)
         assert members(target) == expected
         target.verify()
-        assert target.tracer() == 0
+        assert target.untraced()
         assert target.start_ticks() == start
     ckpt.exact(target.pid)
     ckpt.sound()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import struct
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+
+from tests.making import make
 
 HERE = Path(__file__).resolve().parent
 LIBRARY = HERE / "bin" / "inject.so"
@@ -29,6 +30,7 @@ PHASES = {
     "prepared": "the freeze is next",
     "frozen": "every thread of the tree is stopped",
     "raw": "registers and texts are taken, the tree is still stopped",
+    "sending": "in a process of its own: a socket is in repair mode",
     "questions": "the tasks' own answers are taken",
     "copied": "the pages are copied, the threads are about to be let go",
     "thawed": "the tree runs on",
@@ -74,7 +76,7 @@ PHASES = {
 
 
 def build() -> Path:
-    subprocess.run(["make", "-s", "-C", str(HERE)], check=True)
+    make(HERE)
     return LIBRARY
 
 

@@ -66,7 +66,7 @@ def rule_for(turn: int, phases: tuple[str, ...], how: str, passages: dict[str, i
 
 def unharmed(target: Victim) -> None:
     target.verify()
-    assert target.tracer() == 0
+    assert target.untraced()
     assert not target.stands_still(), "a thread is still stopped"
     target.verify()
 
@@ -92,7 +92,7 @@ def unharmed_but_for_the_window(target: Victim) -> bool:
     """Whether the target saw nothing at all; else it saw WINDOW, and goes on."""
     answers = [target.ask("verify") for _ in range(2)]
     assert set(answers) <= {"PASS", WINDOW}, answers
-    assert target.tracer() == 0
+    assert target.untraced()
     assert not target.stands_still(), "a thread is still stopped"
     return answers == ["PASS", "PASS"]
 

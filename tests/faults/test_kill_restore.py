@@ -29,20 +29,14 @@ def members(pids: set[int]) -> set[int]:
     return found
 
 
-def inits() -> set[int]:
-    """First processes of namespaces that a restore has made."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if entry.name.isdigit() and (entry / "comm").read_text().strip() == "ckpt-init" and stat_fields(int(entry.name))[0] != "Z":
-                found.add(int(entry.name))
-    return found
+def inits(ckpt: Ckpt) -> set[int]:
+    """First processes of namespaces that a restore of this ckpt has made."""
+    return ckpt.processes(name="ckpt-init")
 
 
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("phase", PHASES)
 def test_no_half_made_process(phase: str, where: str, ckpt: Ckpt, tmp_path: Path) -> None:
-    before = inits()
     with Victim.start("family", tmp_path / "victim") as target:
         made = ckpt.snapshot(target.pid)
         tree = set(target.tree())
@@ -53,8 +47,8 @@ def test_no_half_made_process(phase: str, where: str, ckpt: Ckpt, tmp_path: Path
             assert done.killed, f"{phase} was not met: exit {done.code}: {done.err}"
             assert faults.fired()
             deadline = time.monotonic() + 5
-            while members(tree) or inits() - before:
-                assert time.monotonic() < deadline, f"left over: {members(tree)}, {inits() - before}"
+            while members(tree) or inits(ckpt):
+                assert time.monotonic() < deadline, f"left over: {members(tree)}, {inits(ckpt)}"
                 time.sleep(0.005)
 
         def restore(words: list[str]) -> int:

@@ -9,17 +9,16 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.faults.faults import Faults
-from tests.harness.soak import SOAK
-from tests.harness.zygote import Zygote
+from tests.harness.zygote import Zygote, defaults
 
 ROOT = Path(__file__).resolve().parents[2]
-BY_EXEC = 10  #: in a soak one command in so many is a fresh interpreter
+BY_EXEC = 10  #: one command in so many is a fresh interpreter in the tests, too
 ZYGOTE = Zygote()
 COMMAND = (sys.executable, "-c", "import sys; from ckpt.cli.main import main; sys.exit(main())")
 
@@ -56,6 +55,7 @@ class Ckpt:
     """ckpt with a store and a run-time folder of its own."""
 
     runs = 0
+    forks = False  #: commands come from a loaded interpreter (zygote.py): in the tests; a bench measures what users run
 
     def __init__(self, folder: Path, store: Path | None = None) -> None:
         self.folder = folder
@@ -84,8 +84,9 @@ class Ckpt:
         """`ignored`: signals, as nohup and a shell's background do; all others have their default, whoever runs the tests."""
 
         def dispositions() -> None:
-            for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+            defaults()
+            for number in ignored:
+                signal.signal(number, signal.SIG_IGN)
 
         return subprocess.Popen(
             [*COMMAND, *map(str, words)],
@@ -110,7 +111,7 @@ class Ckpt:
         self, *words: str | int | Path, faults: Faults | None = None, env: Mapping[str, str] | None = None, timeout_s: float = 120.0
     ) -> Outcome:
         Ckpt.runs += 1
-        if not SOAK or Ckpt.runs % BY_EXEC == 0:
+        if not Ckpt.forks or Ckpt.runs % BY_EXEC == 0 or not ZYGOTE.free():
             return self.finish(self.start(*words, faults=faults, env=env), timeout_s)
         out, err = (self.folder / f"{name}-{os.urandom(4).hex()}" for name in ("out", "err"))
         environment = {**self.environment, **(faults.env() if faults else {}), **(env or {})}
@@ -123,6 +124,17 @@ class Ckpt:
 
     def json(self, *words: str | int | Path, faults: Faults | None = None) -> Any:
         return self.run(*words, "--json", faults=faults).json
+
+    def processes(self, name: str = "", word: str = "") -> set[int]:
+        """Those that this ckpt has started and that live, servers and keepers too: with this comm, with this word on their command line."""
+        found = set()
+        for entry in Path("/proc").iterdir():
+            with suppress(OSError, ValueError):
+                comm, words = (entry / "comm").read_text().strip(), (entry / "cmdline").read_bytes().split(b"\0")
+                wanted = name in ("", comm) and (not word or word.encode() in words)
+                if wanted and str(self.runtime).encode() in (entry / "environ").read_bytes():
+                    found.add(int(entry.name))
+        return found
 
     # ---- what the tests do most ----
 

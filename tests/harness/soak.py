@@ -7,13 +7,17 @@ CKPT_SOAK_SEED (printed at the start, another one each time) takes the same rand
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import Counter
 
 SOAK = os.environ.get("CKPT_SOAK", "") not in ("", "0")
+#: Runs of the tests that work side by side (pytest-xdist) share one seed and one beginning, and one of them speaks.
+HELPS = "PYTEST_XDIST_WORKER" in os.environ
 MINUTES = float(os.environ.get("CKPT_SOAK_MINUTES", "180"))
 SEED = int(os.environ.get("CKPT_SOAK_SEED", "0")) or time.time_ns() // 1000 % 1_000_000_000
-BEGAN = time.monotonic()
+BEGAN = float(os.environ.get("CKPT_SOAK_BEGAN", "0")) or time.monotonic()
+os.environ |= {"CKPT_SOAK_SEED": str(SEED), "CKPT_SOAK_BEGAN": str(BEGAN)} if SOAK else {}
 
 #: What was done, in words, and how often. Shown at the end of a soak.
 done: Counter[str] = Counter()
@@ -37,6 +41,6 @@ def time_is_up() -> bool:
 
 
 def progress(text: str) -> None:
-    """One line of a soak (which runs with -s); silent in make test."""
+    """One line of a soak (which runs with -s) on standard error; silent in make test."""
     if SOAK:
-        print(f"[{seconds() / 60:6.1f} min] {text}", flush=True)
+        print(f"[{seconds() / 60:6.1f} min] {text}", file=sys.stderr, flush=True)

@@ -15,10 +15,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from tests.making import make
 
 HERE = Path(__file__).resolve().parents[1] / "workloads"
 BIN = HERE / "bin"
@@ -52,6 +54,10 @@ WORKLOADS: Mapping[str, tuple[str, ...]] = {
     "descriptors": ("bin/descriptors", "{folder}"),
     "waits": ("bin/waits",),
     "signals": ("bin/signals",),
+    "queued": ("bin/queued",),
+    "int80": ("bin/int80",),
+    "rseq": ("bin/rseq",),
+    "vdso": ("bin/vdso",),
     "sockets": ("bin/sockets", "{folder}"),
     "writers": ("bin/writers", "{folder}"),
     "python-threads": (PYTHON, "python_threads.py", "{folder}/progress.txt"),
@@ -64,9 +70,23 @@ ROOT_IS_CHILD = {"redis"}
 HAS_STOPPED = {"clan"}
 
 
+#: A keeper (native/src/keeper.c) stops a thread for some 50 us; beside other work it may be kept from the CPU inside them.
+KEEPERS_MOMENT_S = 0.5
+
+
+def within(seconds: float, holds: Callable[[], bool]) -> bool:
+    """Whether it comes to hold within that time."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return True
+
+
 def build() -> None:
     """Builds the C victims (make does nothing where nothing changed)."""
-    subprocess.run(["make", "-s", "-C", str(HERE)], check=True)
+    make(HERE)
 
 
 def children(pid: int) -> list[int]:
@@ -213,9 +233,15 @@ class Victim:
                     found.add(text[text.rindex(")") + 2])
         return found
 
-    def stands_still(self) -> bool:
-        """Whether a thread is stopped that the program itself has not stopped."""
-        return bool(self.states() & ({"t"} if Path(self.command[0]).name in HAS_STOPPED else {"t", "T"}))
+    def untraced(self) -> bool:
+        """Whether nobody traces it; a keeper does so for a moment when a wait has come to its end."""
+        return within(KEEPERS_MOMENT_S, lambda: self.tracer() == 0)
+
+    def stands_still(self, but: Container[str] = ()) -> bool:
+        """Whether a thread is stopped, for longer than a keeper's moment, that the program has not stopped; `but`: states it may show."""
+        own = {"T"} if Path(self.command[0]).name in HAS_STOPPED else set()
+        stopped = {"t", "T"} - own - {state for state in "tT" if state in but}
+        return not within(KEEPERS_MOMENT_S, lambda: not self.states() & stopped)
 
     def tree(self) -> list[int]:
         """The root and all its living descendants."""

@@ -4,6 +4,7 @@
  * lives in one situation that an injection from outside may meet:
  *   registers  busy, every general register, the carry flag, zmm0-31, k1-7 and the x87 stack live and checked
  *   nanosleep  relative sleeps: no EINTR, not shorter than asked
+ *   int80      the same by `int 0x80`, as a 32-bit program would
  *   epoll      epoll_wait without a timeout, woken by an eventfd of a second thread: no EINTR
  *   pause      pause() ended by an interval timer whose handler counts
  *   masked     every signal blocked, in read() from a pipe that a second thread feeds: the bytes are in order
@@ -182,6 +183,26 @@ static void *sleeps(void *unused) {
     return unused;
 }
 
+static void *sleeps_by_int80(void *unused) {
+    int32_t *low = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+    if (low == MAP_FAILED)
+        bad(2200000);
+    prepared();
+    for (;;) {
+        low[0] = 0;
+        low[1] = 3000000;
+        uint64_t from = clock_ns();
+        long result;
+        __asm__ volatile("int $0x80" : "=a"(result) : "a"(162), "b"(low), "c"(low + 4) : "memory", "r8", "r9", "r10", "r11");
+        if (result)
+            bad(2300000 - (uint64_t)result);
+        if (clock_ns() - from < 3000000)
+            bad(2100000);
+        good();
+    }
+    return unused;
+}
+
 static int event, poller;
 static void *feed_event(void *unused) {
     me = 1;
@@ -345,7 +366,7 @@ static void *threads(void *unused) {
 
 int main(int argc, char **argv) {
     static const struct { const char *name; void *(*body)(void *); } modes[] = {
-        {"registers", registers}, {"nanosleep", sleeps}, {"epoll", epolls}, {"pause", pauses},
+        {"registers", registers}, {"nanosleep", sleeps}, {"int80", sleeps_by_int80}, {"epoll", epolls}, {"pause", pauses},
         {"masked", masked},       {"caught", caught},    {"fork", forks},      {"handlers", handlers}, {"threads", threads}};
     int fd = argc == 3 ? open(argv[2], O_RDWR | O_CREAT, 0600) : -1;
     if (fd < 0 || ftruncate(fd, sizeof *report))

@@ -12,7 +12,7 @@ import pytest
 from ckpt.live import core
 from tests.harness import Victim
 
-pytestmark = pytest.mark.skipif(os.cpu_count() == 1, reason="needs a second CPU")
+pytestmark = [pytest.mark.alone, pytest.mark.skipif(os.cpu_count() == 1, reason="needs a second CPU")]
 
 SPINS = "import os; os.sched_setaffinity(0, {CPU}); print('READY', flush=True)\nwhile True: pass"
 

@@ -52,6 +52,11 @@ def test_sink_and_maps(programs: Path) -> None:
     assert run(programs / "test_sink", timeout=30).endswith("PASS\n")
 
 
+def test_counts(programs: Path) -> None:
+    """A count that is all of what a list of buffers holds, and one that is a part."""
+    assert run(programs / "test_counts", timeout=30).endswith("PASS\n")
+
+
 def test_operand(programs: Path) -> None:
     """What an instruction writes lies where operand.c says: the processor is the judge."""
     assert run(programs / "test_operand", timeout=60).endswith("PASS\n")

@@ -167,7 +167,7 @@ def _socket(fd: int, ino: int, work: dict[int, bytes], options: dict[int, bytes]
     inq, outq = (0, 0) if listening else (_queued(fd), _queued(fd, termios.TIOCOUTQ))
     work[Work.SOCKET] = struct.pack("<8i", found.family, found.type, found.proto, listening, inq, outq, *map(len, names)) + b"".join(names)
     for position, option in enumerate(sockets.OPTIONS):
-        if option.type not in (0, found.type) or option.domain not in (0, found.family):
+        if option == sockets.SO_GET_FILTER or option.type not in (0, found.type) or option.domain not in (0, found.family):
             continue
         with contextlib.suppress(OSError):
             value = found.getsockopt(option.level, option.name, option.size)

@@ -107,6 +107,20 @@ def test_no_change_is_overlooked(name: str) -> None:
     assert compare(BASE, replace(BASE, tasks=(MUTATIONS[name](TASK),)))
 
 
+def test_components_in_use_are_the_processors_own_matter() -> None:
+    """One that holds its initial values may be told as in use or not (XSTATE_BV, byte 512 on); what it holds counts."""
+    legacy, rest = bytes(512), bytes(312)
+    thread = replace(TASK.threads[0], xstate=legacy + (0).to_bytes(8, "little") + rest)
+
+    def found(xstate: bytes) -> list[Any]:
+        then, now = (replace(TASK, threads=(one, *TASK.threads[1:])) for one in (thread, replace(thread, xstate=xstate)))
+        return compare(replace(BASE, tasks=(then,)), replace(BASE, tasks=(now,)))
+
+    assert found(legacy + (2).to_bytes(8, "little") + rest) == []
+    assert found(b"\1" + legacy[1:] + (0).to_bytes(8, "little") + rest)
+    assert found(legacy + (0).to_bytes(8, "little") + rest[:-1] + b"\1")
+
+
 def _consistent(snapshot: Snapshot) -> Snapshot:
     """Any snapshot, but with every descriptor's file there and nothing twice."""
     files = {file.id: file for file in snapshot.files}

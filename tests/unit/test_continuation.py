@@ -8,6 +8,7 @@ import pytest
 
 from ckpt.live.continuation import CODE_BEFORE, continuation
 from ckpt.model import Action, RetvalDecision, SyscallState, Thread
+from ckpt.syscalls import int80
 
 RIP = 0x401000
 
@@ -26,6 +27,22 @@ def code(*parts: bytes) -> bytes:
 
 POLL = code(b"\xb8\x07\0\0\0", b"\x48\x89\xdf", b"\x0f\x05")
 OTHER = code(b"\x48\x31\xc0", b"\x0f\x05")
+
+
+POLL_32 = code(b"\xb8\xa8\0\0\0", b"\x89\xfb", b"\xcd\x80")
+
+
+def test_calls_by_int80_have_their_own_numbers() -> None:
+    """restart_syscall is 0 there; 219, and poll's number 7, are other calls."""
+    restart, poll = int80.RESTART_SYSCALL, int80.BASE + 168
+    again = thread(-516, restart, -516)
+    assert continuation(again, lambda _at, _size: POLL_32)[1:] == (poll, again.decision)
+    _regs, nr, decision = continuation(again, lambda _at, _size: OTHER)
+    assert (nr, decision.action, decision.value) == (restart, Action.KEEP, 0)
+    regs, nr, decision = continuation(thread(0, -1, 0), lambda _at, _size: POLL_32)
+    assert (words(regs), nr, decision.value) == ((168, RIP), -1, 168)
+    plain = thread(0, -1, 0)
+    assert continuation(plain, lambda _at, _size: POLL)[0] == plain.regs, "a zero in rax is nothing else"
 
 
 def words(regs: bytes) -> tuple[int, int]:

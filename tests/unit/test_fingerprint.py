@@ -8,7 +8,8 @@ from ckpt.live.records import FDINFO, HEADER, PROC_FILE, REGS
 FILES = ("stat", "status", "maps")
 STAT = b"7 (a) b) S 1 7 7 0 -1 4194304 %d 0 0 0 %d 2 0 0 20 0 3 0 555 1000 %d 18446744073709551615 1 2 3 4 5 0 0 0 0 0 0 0 17 1 0 0"
 STATUS = (
-    b"Name:\ta\nState:\tS (sleeping)\nUid:\t%d\t0\t0\t0\nVmRSS:\t %d kB\nvoluntary_ctxt_switches:\t%d\nnonvoluntary_ctxt_switches:\t%d\n"
+    b"Name:\ta\nState:\tS (sleeping)\nTracerPid:\t%d\nUid:\t%d\t0\t0\t0\nSigQ:\t%d/96551\nSigPnd:\t%016x\nVmRSS:\t %d kB\n"
+    b"voluntary_ctxt_switches:\t%d\nnonvoluntary_ctxt_switches:\t%d\n"
 )
 
 
@@ -21,7 +22,7 @@ def stream(*records: tuple[int, int, int, bytes]) -> memoryview:
 
 def look(
     stat: bytes = STAT % (1, 2, 3),
-    status: bytes = STATUS % (0, 1, 2, 3),
+    status: bytes = STATUS % (5, 0, 4, 0, 1, 2, 3),
     maps: bytes = b"a",
     fdinfo: bytes = b"pos: 1",
     regs: bytes = b"r" * 216,
@@ -34,13 +35,14 @@ def look(
 
 
 def test_what_moves_all_the_time_is_passed_over() -> None:
-    assert look() == look(STAT % (9, 8, 7), STATUS % (0, 9, 8, 7), regs=b"s" * 216)
+    assert look() == look(STAT % (9, 8, 7), STATUS % (6, 0, 9, 0, 9, 8, 7), regs=b"s" * 216)
 
 
 def test_what_a_plan_changes_is_seen() -> None:
     assert look() != look(maps=b"b")
     assert look() != look(fdinfo=b"pos: 2")
-    assert look() != look(status=STATUS % (5, 1, 2, 3))
+    assert look() != look(status=STATUS % (5, 5, 4, 0, 1, 2, 3))
+    assert look() != look(status=STATUS % (5, 0, 4, 8, 1, 2, 3))
     assert look() != look(stat=(STAT % (1, 2, 3)).replace(b" S 1 7 7 ", b" S 1 8 7 "))
     assert look() != look(stat=(STAT % (1, 2, 3)).replace(b"(a) b)", b"(c)"))
     assert look() != look(stat=(STAT % (1, 2, 3)).replace(b" 20 0 3 0 ", b" 20 0 4 0 "))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -403,7 +404,17 @@ def test_inotify(tmp_path: Path) -> None:
     assert "path" not in located(wanted).state["watches"][0]
 
 
+def pidfds() -> set[int]:
+    found = set()
+    for one in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the folder's own
+            if os.readlink(one).startswith(("pidfd", "anon_inode:[pidfd]")):
+                found.add(int(one.name))
+    return found
+
+
 def test_pidfd() -> None:
+    of_others = pidfds()
     child = os.fork()
     if child == 0:
         signal.pause()
@@ -425,6 +436,5 @@ def test_pidfd() -> None:
     gone = processes.ended()
     assert capture(gone).state["pid"] == -1
     assert select.select([gone], [], [], 0)[0] == [gone]
-    for fd in {int(one.name) for one in Path("/proc/self/fd").iterdir()}:
-        if Path(f"/proc/self/fd/{fd}").exists() and os.readlink(f"/proc/self/fd/{fd}").startswith(("pidfd", "anon_inode:[pidfd]")):
-            os.close(fd)
+    for fd in pidfds() - of_others:
+        os.close(fd)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from ckpt.model import PAGE, Backing, Descriptor, Mapping, OpenFile, PidRef, Plan, RemoteCall, SharedObject, Snapshot, Task
 from ckpt.plan import batch as b
 from ckpt.plan import plan
+from ckpt.plan.successors import renamed
 from ckpt.procfs import Segment
 from tests.unit import samples
 
@@ -131,3 +132,37 @@ def test_a_deleted_file_gets_its_name_for_a_moment_or_none() -> None:
     taken = made(wanted, world={**folder, "/dev/shm/x": object()})
     assert calls(taken, "mappings")[0].args[0].data == b"/dev/shm\0"
     assert "no name" in taken.warnings[0]
+
+
+def test_what_a_restore_has_made_anew_is_what_it_stands_for() -> None:
+    """It stays where it is: nothing is unmapped, nothing made."""
+    zero = "/dev/zero"
+    wanted = tree(task(7, of(9, zero), of(9, zero, 4, 1, 1)), task(8, of(9, zero)), objects=(item(9),))
+    now = tree(task(7, of(19, zero), of(19, zero, 4, 1, 1)), task(8, of(19, zero)))
+    again = renamed(wanted, now)
+    assert [(one.space, one.ino) for one in again.objects] == [(1_000_009, 19)]
+    assert {m.backing.ino for one in again.tasks for m in one.mappings} == {19}
+    result = plan(now, again, {})
+    assert (result.stages, result.objects, result.refusals) == ((), (), ())
+
+
+def test_a_successor_is_of_one_only() -> None:
+    """Two that were apart do not become one; nor does one that is mapped in another way, or that has two at its places."""
+    zero = "/dev/zero"
+    apart = tree(task(7, of(8, zero), of(9, zero, 4)), objects=(item(8), item(9)))
+    assert renamed(apart, tree(task(7, of(19, zero), of(19, zero, 4)))) is apart
+    wanted = tree(task(7, of(9, zero), of(9, zero, 4)), objects=(item(9),))
+    assert renamed(wanted, tree(task(7, of(18, zero), of(19, zero, 4)))) is wanted
+    assert renamed(wanted, tree(task(7, of(19, zero, 0, 1)))) is wanted
+    assert renamed(wanted, tree(task(7, of(9, zero)))) is wanted, "it lives yet"
+    assert renamed(wanted, tree(task(7, of(19, "/memfd:x")))) is wanted
+
+
+def test_who_may_not_open_entries_of_map_files_is_refused() -> None:
+    """Before anything is touched: an unprivileged program could not be given the memory again."""
+    nobody = samples.thread(8)
+    nobody = replace(nobody, attributes={**nobody.attributes, "credentials": {"cap_effective": 1 << 12}})
+    wanted = tree(task(7, of(9, "/dev/zero")), task(8, of(9, "/dev/zero")), objects=(item(9),))
+    now = tree(task(7), replace(task(8), threads=(nobody,)))
+    assert any("CAP_CHECKPOINT_RESTORE" in line and "task 8" in line for line in plan(now, wanted, {}).refusals)
+    assert not plan(tree(task(7), task(8)), wanted, {}).refusals

@@ -67,3 +67,8 @@ def test_a_search_goes_round() -> None:
     assert segments.after(3 * PAGE) == Segment(8 * PAGE, 9 * PAGE, 8 * PAGE)
     assert segments.after(20 * PAGE) == Segment(0, 2 * PAGE, 0)
     assert Segments().after(0) is None
+
+
+def test_an_empty_range_holds_nothing() -> None:
+    segments = Segments([Segment(0, 8 * PAGE, 0)])
+    assert segments.within(4 * PAGE, 4 * PAGE) == []

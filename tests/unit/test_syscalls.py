@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from ckpt.model import Action
-from ckpt.syscalls import emit
+from ckpt.syscalls import emit, int80
 from ckpt.syscalls.decide import ARGS, ORIG_RAX, RAX, RCX, RIP, Waited, decide, finite, unpack
 from ckpt.syscalls.names import NUMBERS, name, nr
 from ckpt.syscalls.table import BY_NR, EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, NO_ARG, RESTART_CODES, ROWS, Row, Timeout
+from ckpt.syscalls.told import Told
 
 MASK = 2**64 - 1
 
@@ -149,6 +150,37 @@ def test_eintr_of_another_call_is_genuine() -> None:
     assert (decision.action, decision.value, decision.disturbed) == (Action.KEEP, -4, False)
 
 
+TOLD = Told(300_000_000, 300_000_000, "its timer", {})
+JIFFIES = Told(296_000_000, 304_000_000, "its timer, which counts jiffies", {})
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.block or row.expired is not None], ids=lambda row: row.name)
+@pytest.mark.parametrize("reckoned", [None, 250_000_000, 700_000_000])
+def test_the_kernels_word_goes_before_what_was_reckoned(row: Row, reckoned: int | None) -> None:
+    shown = ERESTART_RESTARTBLOCK if row.block else EINTR
+    words = regs(row.name, shown, tuple(limited(row)))
+    told = decide(words, False, Waited(reckoned, "since it went to sleep", told=TOLD))
+    assert "300.0 ms" in told.reason
+    assert told.reason.endswith("eBPF saw its timer")
+    assert "went to sleep" not in told.reason
+    assert (told.action, told.disturbed) == (Action.RESTART if row.block else Action.LINGER, False)
+    assert "eBPF" not in decide(words, False, Waited(reckoned, "since it went to sleep")).reason
+
+
+def test_between_two_jiffies_the_reckoned_end_has_its_say() -> None:
+    """It is never too early, and may be far too late."""
+    for reckoned, left in ((None, 304_000_000), (100, 296_000_000), (299_000_000, 299_000_000), (900_000_000, 304_000_000)):
+        assert Waited(reckoned, "since it went to sleep", told=JIFFIES).left_ns == left
+        reason = decide(regs("recvfrom", EINTR, (3, 0x7000, 1)), False, Waited(reckoned, "", told=JIFFIES)).reason
+        assert f"{left / 1e6:.1f} ms" in reason
+        assert "jiffies" in reason
+
+
+def test_told_times_run_from_the_stop_on() -> None:
+    assert (JIFFIES.since(100_000_000).earliest, JIFFIES.since(300_000_000).earliest) == (196_000_000, 0)
+    assert Waited(None, "", told=JIFFIES.since(400_000_000)).left_ns == 0
+
+
 @pytest.mark.parametrize(
     ("call", "args", "count", "disturbed"),
     [
@@ -163,13 +195,51 @@ def test_eintr_of_another_call_is_genuine() -> None:
         ("io_uring_enter", (4, 1, 1, 1), 1, True),
         ("read", (1, 0x7000, 10), 3, False),
         ("io_getevents", (1, 5, 10, 0, 0), 3, True),
-        ("getrandom", (0x7000, 10), 3, False),
+        ("getdents64", (1, 0x7000, 100), 3, False),
+        ("getrandom", (0x7000, 10000), 4096, True),
+        ("getrandom", (0x7000, 10000), 10000, False),
+        ("copy_file_range", (3, 0, 4, 0, 10000), 4096, True),
+        ("splice", (3, 0, 4, 0, 10000), 4096, True),
+        ("splice", (3, 0, 4, 0, 10000), 10000, False),
+        ("sendfile", (3, 4, 0, 10000), 4096, True),
+        ("writev", (1, 0x7000, 2), 4096, True),
+        ("writev", (1, 0x7000, 2), -11, False),
+        ("pwritev2", (1, 0x7000, 2, MASK, MASK), 4096, True),
+        ("pwritev", (1, 0x7000, 2, 0), 4096, False),
+        ("readv", (1, 0x7000, 2), 3, False),
+        ("preadv2", (1, 0x7000, 2, MASK, MASK), 3, False),
+        ("sendmsg", (1, 0x7000, 0), 4096, True),
+        ("sendmsg", (1, 0x7000, 0x40), 4096, False),
+        ("sendmmsg", (1, 0x7000, 4, 0), 3, True),
+        ("sendmmsg", (1, 0x7000, 4, 0), 4, True),
+        ("sendmmsg", (1, 0x7000, 4, 0x40), 3, False),
+        ("recvmmsg", (1, 0x7000, 4, 0), 3, True),
+        ("recvmmsg", (1, 0x7000, 4, 0), 4, False),
+        ("recvmmsg", (1, 0x7000, 4, 0x100), 4, True),
+        ("recvmmsg", (1, 0x7000, 4, 0x10000), 3, False),
+        ("tee", (1, 2, 10000), 4096, False),
+        ("vmsplice", (1, 0x7000, 2), 4096, False),
     ],
 )
 def test_short_counts(call: str, args: tuple[int, ...], count: int, disturbed: bool) -> None:
     decision = decide(regs(call, count, args), False)
     assert (decision.action, decision.value, decision.disturbed) == (Action.KEEP, count, disturbed)
     assert not decide(regs(call, count, args), True).disturbed
+    whole = decide(regs(call, count, args), False, whole=True)
+    assert (whole.value, whole.disturbed, "short" in whole.reason) == (count, False, False)
+
+
+@pytest.mark.parametrize(
+    ("call", "args", "count", "words"),
+    [
+        ("write", (1, 0x7000, 100), 40, "write had done 40 of 100: the caller sees a short count"),
+        ("writev", (1, 0x7000, 2), 40, "writev had done 40: the caller sees a short count"),
+        ("sendmmsg", (1, 0x7000, 4), 3, "sendmmsg had done 3 of 4: the caller sees a short count"),
+        ("sendmmsg", (1, 0x7000, 4), 4, "sendmmsg had done 4, the last of them in part: the caller sees a short count"),
+    ],
+)
+def test_short_counts_in_words(call: str, args: tuple[int, ...], count: int, words: str) -> None:
+    assert decide(regs(call, count, args), False).reason == words
 
 
 def test_io_pgetevents_with_a_timeout_starts_it_anew() -> None:
@@ -184,6 +254,36 @@ def test_unpack() -> None:
 
 def test_committed_c_table_is_the_emitted_one() -> None:
     assert emit.TARGET.read_text() == emit.text(), "run: python -m ckpt.syscalls.emit"
+
+
+def test_committed_table_of_int80_is_the_emitted_one() -> None:
+    assert emit.INT80_TARGET.read_text() == emit.int80_text(), "run: python -m ckpt.syscalls.emit"
+
+
+def by_int80(number: int, shown: int, args: tuple[int, ...]) -> list[int]:
+    words = regs("close", shown, (0,) * 6, rcx=0)
+    for position, value in zip((5, 11, 12, 13, 14, 4), (*args, 0, 0, 0, 0, 0, 0), strict=False):  # rbx rcx rdx rsi rdi rbp
+        words[position] = value | 0xABC << 32  # the upper halves say nothing
+    words[ORIG_RAX] = number - int80.BASE
+    return words
+
+
+def test_calls_by_int80_are_decided_as_the_same_calls() -> None:
+    poll, epoll_wait, restart = int80.BASE + 168, int80.BASE + 256, int80.RESTART_SYSCALL
+    for words, number, action, value, late in (
+        (by_int80(168, -516, (0x7000, 1, 250)), poll, Action.RESTART, -516, False),
+        (by_int80(168, -516, (0x7000, 1, 0xFFFFFFFF)), poll, Action.RESTART, -514, False),
+        (by_int80(256, -4, (3, 0x7000, 64, 0xFFFFFFFF)), epoll_wait, Action.RESTART, -514, False),
+        (by_int80(256, -4, (3, 0x7000, 64, 250)), epoll_wait, Action.RESTART, -514, True),
+        (by_int80(0, -516, (0x7000, 1, 250)), restart, Action.RESTART, -516, False),
+        (by_int80(117, -4, (1, 2, 3)), int80.BASE + 117, Action.KEEP, -4, False),
+    ):
+        decision = decide(int80.as_syscall(words, number), False)
+        assert (decision.action, decision.value, decision.disturbed) == (action, value, late), number
+    assert not int80.is_int80(-1)
+    assert not int80.is_int80(nr("poll"))
+    assert int80.is_int80(poll)
+    assert name(poll) == "32-bit call 168 by int 0x80"
 
 
 def cases() -> Iterator[tuple[list[int], bool]]:

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ckpt.live.waits import RESTART_SYSCALL, Known, Wait, left, load, placed, save, seen
+from bpf.deadlines import TICK_NS, Interrupted
+from ckpt.live.deadlines import Ended
+from ckpt.live.known import RESTART_SYSCALL, Known, Wait, left, load, placed, save, seen
+from ckpt.syscalls.told import Told
 
 MS = 1_000_000
 EPOLL = Wait(10, 11, 99, 232, (3, 0x7000, 1, 900, 0, 0), 0x7F00, 0x401000, 900 * MS, 5000 * MS, 7, 0, True, False, cpu=1)
@@ -94,6 +97,93 @@ def test_after_the_freeze() -> None:
     assert left(replace(SLEEP, nr=RESTART_SYSCALL), None, 5400 * MS).deadline is None
 
 
+# ---- what eBPF has seen at the freeze ----
+
+STOPPED = 5400 * MS
+
+
+def saw(wait: Wait, deadline: int, **other: int) -> Ended:
+    """Its timer, of a clock that is 5 ms ahead."""
+    call, timer = (wait.pid, wait.tid, wait.nr, -4, wait.pc, wait.sp), (deadline + 5 * MS, 5 * MS, STOPPED - MS, 1)
+    return Ended(Interrupted(STOPPED - MS, *call, *timer, 0, 1, 0, 0, 0, 0)._replace(**other))
+
+
+@pytest.mark.parametrize("wait", [EPOLL, SLEEP])
+@pytest.mark.parametrize("reckoned", [ENDS + 700 * MS, STOPPED - MS, None])
+def test_the_kernels_own_timer_is_believed(wait: Wait, reckoned: int | None) -> None:
+    """Even against a deadline that seems to be over, or that nobody knows."""
+    before = replace(look(wait), deadline=reckoned, source="reckoned")
+    now = left(replace(wait, same=True, limit=0), before, STOPPED, saw(wait, ENDS))
+    assert (now.deadline, now.remaining, now.fresh, now.source) == (ENDS, ENDS - STOPPED, False, "eBPF saw its timer")
+    assert now.wait.limit == wait.limit
+    assert now.told_remaining is not None
+    assert now.told_remaining.latest == now.remaining
+
+
+def test_jiffies_leave_the_reckoned_end_its_say() -> None:
+    socket = replace(EPOLL, nr=45, timer=False, same=True)
+    ended = saw(socket, 0, timer=2, expires=1100, distance=1000)
+    latest = STOPPED - MS + 101 * TICK_NS
+    for reckoned, ends in ((None, latest), (ENDS + 500 * MS, latest), (latest - MS, latest - MS), (STOPPED, latest - 2 * TICK_NS)):
+        now = left(socket, replace(look(socket), deadline=reckoned), STOPPED, ended)
+        assert now.deadline == ends
+        assert now.told_remaining is not None
+        assert now.told_remaining.with_reckoned(now.remaining) == now.remaining, "a decision comes to the same"
+
+
+def test_a_wait_begun_anew_has_a_timer_for_its_whole_time() -> None:
+    """The kernel's word of the first freeze stands; what it says at the second is of the call that the first made begin anew."""
+    first = left(replace(EPOLL, same=True), look(EPOLL), STOPPED, saw(EPOLL, ENDS))
+    assert not look(EPOLL).settled
+    again = look(replace(EPOLL, switches=9, same=True), first)
+    assert again.settled
+    second = left(replace(EPOLL, same=True), again, STOPPED + 100 * MS, saw(EPOLL, STOPPED + 900 * MS))
+    assert (second.deadline, second.remaining, second.source) == (ENDS, 500 * MS, "eBPF saw its timer")
+    assert second.told == first.told
+
+
+def test_one_that_the_kernel_keeps_has_its_own_timer_each_time() -> None:
+    reckoned = replace(look(SLEEP), again=True)
+    assert not reckoned.settled, "the kernel knows better"
+    first = left(replace(SLEEP, same=True), reckoned, STOPPED, saw(SLEEP, ENDS))
+    assert first.settled
+    again = replace(SLEEP, nr=RESTART_SYSCALL, limit=0, same=True)
+    second = left(again, look(again, first), STOPPED + MS, saw(again, ENDS + 50_000))
+    assert (second.deadline, second.nr) == (ENDS, 35), "with the timer slack it is still the same"
+    other = left(replace(SLEEP, same=True), look(again, first), STOPPED + MS, saw(SLEEP, ENDS + 200 * MS))
+    assert (other.deadline, other.fresh) == (ENDS + 200 * MS, False), "another one, from the same place"
+
+
+def test_one_that_somebody_else_interrupted_is_told_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bpf.deadlines.restarts", lambda: {66: "do_restart_poll"})
+    again = replace(SLEEP, nr=RESTART_SYSCALL, limit=0)
+    now = left(replace(again, same=True), look(again), STOPPED, saw(again, ENDS, restart=66))
+    assert (now.deadline, now.nr, now.fresh) == (ENDS, 7, False)
+    unseen = left(again, None, STOPPED, saw(again, ENDS, restart=66))
+    assert (unseen.deadline, unseen.nr, unseen.fresh) == (ENDS, 7, False)
+
+
+def test_one_that_began_after_the_look() -> None:
+    begun = left(EPOLL, None, STOPPED, saw(EPOLL, STOPPED + 899 * MS))
+    assert (begun.remaining, begun.fresh) == (899 * MS, True)
+    missed = left(EPOLL, None, STOPPED, saw(EPOLL, STOPPED + 500 * MS))
+    assert (missed.remaining, missed.fresh) == (500 * MS, False), "it had waited for a while, and nobody has seen it"
+
+
+def test_what_was_seen_of_another_call_is_not_of_this_one() -> None:
+    for other in ({"nr": 7}, {"sp": 1}, {"ip": 1}):
+        assert left(replace(EPOLL, same=True), look(EPOLL), STOPPED, saw(EPOLL, ENDS + MS, **other)).deadline == ENDS
+    nothing = saw(EPOLL, ENDS + MS, timer=0)
+    assert left(replace(EPOLL, same=True), look(EPOLL), STOPPED, nothing).source == "since it went to sleep"
+
+
+def test_one_that_had_only_just_begun_is_an_old_one_at_the_next_freeze() -> None:
+    """Else it would begin anew with its whole time, and nobody would end it."""
+    begun = left(EPOLL, None, STOPPED)
+    assert begun.fresh
+    assert not look(replace(EPOLL, same=True), begun).fresh
+
+
 def test_where_it_was_put() -> None:
     assert placed(EPOLL, 300 * MS, 7000 * MS).deadline == 7300 * MS
     assert placed(EPOLL, None, 7000 * MS).deadline is None
@@ -101,7 +191,8 @@ def test_where_it_was_put() -> None:
 
 def test_the_next_ckpt_is_told(tmp_path: Path) -> None:
     path = tmp_path / "1-2.waits"
-    known = {11: Known(EPOLL, ENDS, "seen", 5, 232), 12: Known(SLEEP, None, "not known")}
+    told = Told(ENDS, ENDS, "its timer", {"nr": 232})
+    known = {11: Known(EPOLL, ENDS, "seen", 5, 232, again=True, told=told), 12: Known(SLEEP, None, "not known")}
     save(path, known)
     assert load(path) == {11: known[11]}
     save(path, {})

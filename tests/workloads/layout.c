@@ -1,4 +1,4 @@
-/* layout: N MiB of patterned memory (argv[1]) that the program moves, drops, unmaps, forks and rewrites as soon as it is asked: what a
+/* layout: N MiB of patterned memory (argv[1]) that the program moves, drops, unmaps, splits, forks and rewrites as soon as it is asked: what a
  * lazy restore has to follow while it still brings pages. At "churn" it does one round of all of it and checks every page that it knows.
  */
 #include "victim.h"
@@ -51,10 +51,19 @@ static void in_a_child(int p) {
         wrong("a child ended with %#x", status);
 }
 
+/* A mapping that becomes three, without a word to whoever fills it. */
+static void split(int p) {
+    size_t from = draw(&state) % pages_each, pages = 1 + draw(&state) % (pages_each - from);
+    if (mprotect(part[p] + from * PAGE, pages * PAGE, PROT_READ))
+        return wrong("mprotect: %s", strerror(errno));
+    check(p, "split");
+    mprotect(part[p] + from * PAGE, pages * PAGE, PROT_READ | PROT_WRITE);
+}
+
 static void churn(void) {
     for (int round = 0; round < 2 * PARTS; round++) {
         int p = (int)(draw(&state) % PARTS);
-        switch (draw(&state) % 6) {
+        switch (draw(&state) % 7) {
         case 0:
             move(p);
             break;
@@ -72,6 +81,9 @@ static void churn(void) {
             munmap(part[p], pages_each * PAGE);
             part[p] = mmap(part[p], pages_each * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
             generation[p] = 0;
+            break;
+        case 5:
+            split(p);
             break;
         default:
             check(p, "as it is");

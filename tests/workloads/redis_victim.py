@@ -7,6 +7,7 @@ rollback ends none of ours. argv: a folder, the number of keys.
   set KEY VALUE   -> OK; the model learns it          get KEY -> the value, or NONE (the server's word, model untouched)
   write COUNT     -> OK; rewrites random keys         save / back: the model remembers itself / becomes what it remembered
   info FIELD      -> the field of INFO                port -> the port
+  collect         -> OK, once the server has ended and its number is free
 """
 
 from __future__ import annotations
@@ -142,6 +143,9 @@ class Driver:
             case ["info", field]:
                 lines = with_client(self.port, lambda one: one.ask("INFO")).splitlines()
                 return next((line.split(":", 1)[1] for line in lines if line.startswith(f"{field}:")), "NONE")
+            case ["collect"]:
+                self.server.wait()
+                return "OK"
             case ["port"]:
                 return str(self.port)
         return f"FAIL unknown question {question}"

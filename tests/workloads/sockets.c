@@ -67,6 +67,19 @@ static void get(size_t which) {
     way->received++;
 }
 
+/* A port that the kernel gives to nobody by itself (ip_local_port_range): an ephemeral one may be another's when a dead one is restored. */
+static void bind_port(int fd, struct sockaddr_in *name) {
+    enum { FIRST = 20000, PORTS = 12000 };
+    static unsigned next;
+    for (int tries = 0; tries < PORTS; tries++) {
+        *name = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        name->sin_port = htons((uint16_t)(FIRST + ((unsigned)getpid() * 31 + next++) % PORTS));
+        if (bind(fd, (struct sockaddr *)name, sizeof *name) == 0)
+            return;
+    }
+    need(false, "bind: no port is free");
+}
+
 static struct sockaddr_un named(const char *name, socklen_t *size) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     if (name[0] == '@')
@@ -102,6 +115,9 @@ static void listens(size_t which, int fd, int type) {
 
 static int dial(size_t which) {
     int fd = socket(listeners[which].name.ss_family, listeners[which].type, 0);
+    struct sockaddr_in own;
+    if (listeners[which].name.ss_family == AF_INET)
+        bind_port(fd, &own);
     if (fd < 0 || connect(fd, (struct sockaddr *)&listeners[which].name, listeners[which].size) != 0)
         wrong("listener %zu: connect: %s", which, strerror(errno));
     return fd;
@@ -146,9 +162,8 @@ static void udp(void) {
     struct sockaddr_in names[2];
     for (int i = 0; i < 2; i++) {
         socklen_t size = sizeof names[i];
-        names[i] = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
         ends[i] = socket(AF_INET, SOCK_DGRAM, 0);
-        need(bind(ends[i], (struct sockaddr *)&names[i], size) == 0, "bind");
+        bind_port(ends[i], &names[i]);
         need(getsockname(ends[i], (struct sockaddr *)&names[i], &size) == 0, "getsockname");
     }
     for (int i = 0; i < 2; i++)
@@ -176,10 +191,10 @@ static void ask_kernel(int fd, uint32_t number) {
 }
 
 static void connections(void) {
-    struct sockaddr_in any = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in chosen;
     int one = 1, server = socket(AF_INET, SOCK_STREAM, 0);
     need(setsockopt(server, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one) == 0, "SO_REUSEADDR");
-    need(bind(server, (struct sockaddr *)&any, sizeof any) == 0, "bind");
+    bind_port(server, &chosen);
     listens(0, server, SOCK_STREAM);
     listens(1, bound(SOCK_STREAM, "listener"), SOCK_STREAM);
     listens(2, bound(SOCK_SEQPACKET, "@listener"), SOCK_SEQPACKET);

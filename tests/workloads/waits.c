@@ -134,6 +134,8 @@ static void make(void) {
     address.sin_family = AF_INET;
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     address_bytes = sizeof address;
+    int one = 1; /* as servers do: connections of an earlier life that have just ended (TIME_WAIT) do not hold the port */
+    need(setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one) == 0, "SO_REUSEADDR");
     need(bind(listener, (void *)&address, address_bytes) == 0 && listen(listener, 8) == 0, "bind"); /* any free port */
     getsockname(listener, (void *)&address, &address_bytes);
 }
