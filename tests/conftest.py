@@ -15,6 +15,8 @@ from tests.harness import SOAK, Ckpt, Skipped, Victim, progress, soak, time_is_u
 
 Ckpt.forks = True
 
+TOLD_LINES, TOLD_COLUMNS = 40, 240  #: of what failed, at once; the rest stands at the end
+
 
 @pytest.fixture
 def ckpt(tmp_path: Path) -> Ckpt:
@@ -62,10 +64,26 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"time is up: not begun within {soak.MINUTES:g} minutes")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if not soak.HELPS and (report.when == "call" or report.outcome != "passed"):
-        progress(f"{report.outcome} {report.nodeid} ({report.duration:.1f} s)")
+class Told:
+    """What fails is told when it fails: the run goes on for long, and may be cut."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.plugins = config.pluginmanager
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if not soak.HELPS and (report.when == "call" or report.outcome != "passed"):
+            progress(f"{report.outcome} {report.nodeid} ({report.duration:.1f} s)")
+        reporter = self.plugins.get_plugin("terminalreporter")
+        if report.failed and reporter is not None:
+            reporter.ensure_newline()
+            reporter.write_line(f"failed {report.nodeid} ({report.when}, {report.duration:.1f} s)")
+            for line in report.longreprtext.splitlines()[-TOLD_LINES:]:
+                reporter.write_line(line[:TOLD_COLUMNS])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Told(config), "told")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
