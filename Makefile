@@ -20,8 +20,8 @@ setup: .venv/.ready
 
 # Several at a time, as most of a test is waiting; what judges moments comes after them, alone.
 test: setup lint
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m 'not alone' tests
-	$(PYTEST) -m alone tests
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m 'not alone' tests; many=$$?; \
+	$(PYTEST) -m alone tests && exit $$many
 
 lint: setup
 	$(PY) -m ruff check .
