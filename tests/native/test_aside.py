@@ -11,6 +11,7 @@ import pytest
 
 from ckpt.live import core
 from tests.harness import Victim
+from tests.harness.victim import within
 
 pytestmark = [pytest.mark.alone, pytest.mark.skipif(os.cpu_count() == 1, reason="needs a second CPU")]
 
@@ -43,10 +44,10 @@ def test_off_the_cpu_of_a_program_that_runs(number: int, spinning: Callable[[int
             target.kill()
 
 
-def test_nothing_changes_beside_a_program_that_waits(victim: Callable[..., Victim]) -> None:
-    target = victim("sleeper")
+def test_nothing_changes_beside_a_program_that_waits() -> None:
     home = os.sched_getaffinity(0)
-    with core.Tree(target.pid) as tree:
+    with Victim([sys.executable, "-c", "print('READY', flush=True); input()"]) as target, core.Tree(target.pid) as tree:
+        assert within(5, lambda: target.states() == {"S"})
         tree.aside()
         assert os.sched_getaffinity(0) == home
         tree.freeze()
