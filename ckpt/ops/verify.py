@@ -19,6 +19,7 @@ from typing import Any
 
 from ckpt.compare import Difference, clocks_go_on, unfaithful
 from ckpt.history.open import Mode, open_store
+from ckpt.kinds.fd import tcp
 from ckpt.kinds.table import table
 from ckpt.live import core
 from ckpt.live.capture import Capture
@@ -34,6 +35,7 @@ from ckpt.ops.restore_pages import Pages
 from ckpt.ops.verify_pages import PageCheck, PageVerdict
 from ckpt.plan.streams import redirect
 
+PATIENCE_S, POLL_S = 2.0, 0.01
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWNET = 0x20000, 0x8000000, 0x40000000
 
 
@@ -108,7 +110,7 @@ def verify(request: Request, progress: Callable[[str], None] = lambda _text: Non
         progress("restoring")
         rebirth.fill(made, now, again.wanted, reading)
         progress("comparing")
-        found = _captured(born)
+        found = _settled(born, kept)
         clock.lap("captured")
         differences = unfaithful(*_comparable(kept, found, {*redirected.replaced, *made.ended}), time.monotonic_ns() - begin)
         if born.clocks_go_on:
@@ -128,6 +130,15 @@ def verify(request: Request, progress: Callable[[str], None] = lambda _text: Non
             (*redirected.warnings, *around.warnings, *made.warnings),
             clock.phases,
         )
+
+
+def _settled(born: Newborns, kept: Snapshot) -> Snapshot:
+    """As captured when what was sent inside the tree has come to the other end: on a busy machine the network takes its time."""
+    end = time.monotonic() + PATIENCE_S
+    known = not any(map(tcp.is_under_way, kept.files))
+    while any(map(tcp.is_under_way, (found := _captured(born)).files)) and known and time.monotonic() < end:
+        time.sleep(POLL_S)
+    return found
 
 
 def _captured(born: Newborns) -> Snapshot:

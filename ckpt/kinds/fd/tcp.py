@@ -280,6 +280,11 @@ def _streams(state: State) -> tuple[str, str]:
     return state["away"] + state.get("sending", ""), state["unread"] + state.get("coming", "")
 
 
+def is_under_way(file: OpenFile) -> bool:
+    """Whether bytes are on their way inside the tree of which only the number is known."""
+    return file.kind == KIND.name and bool(file.state.get("underway"))
+
+
 def without_ways(state: State) -> State:
     """The streams alone: how much of one has found room at the other end already says nothing."""
     away, unread = _streams(state)
