@@ -24,7 +24,7 @@
 enum {
     TCP_INFO_NR = 11, REPAIR = 19, REPAIR_QUEUE = 20, /* include/uapi/linux/tcp.h */
     NO_QUEUE = 0, SEND_QUEUE = 2, ON = 1, OFF_NO_PROBE = -1,
-    INFO_BYTES = 148, ESTABLISHED = 1, CLOSE_WAIT = 8,
+    INFO_BYTES = 148, ESTABLISHED = 1, FIN_WAIT1 = 4, CLOSE_WAIT = 8, /* include/net/tcp_states.h */
     STATE = 0, TROUBLE = 1, TROUBLE_END = 5, NOTSENT = 144, /* in struct tcp_info; trouble: ca_state, retransmits, probes, backoff */
     TIOCOUTQ_NR = 0x5411,
     STACK_BYTES = 64 << 10,
@@ -61,8 +61,8 @@ static int look(void *argument) {
     return 0;
 }
 
-/* A full window, or something that has to be sent again. */
-static bool is_stuck(int fd) {
+/* A full window, or something that has to be sent again. `fin`: of what waits to be acknowledged the last is no byte. */
+static bool is_stuck(int fd, bool *fin) {
     uint8_t info[INFO_BYTES] = {0};
     size_t size = sizeof info;
     uint32_t notsent;
@@ -72,12 +72,14 @@ static bool is_stuck(int fd) {
     bool trouble = false;
     for (int at = TROUBLE; at < TROUBLE_END; at++)
         trouble |= info[at] != 0;
-    return (info[STATE] == ESTABLISHED || info[STATE] == CLOSE_WAIT) && (notsent || trouble);
+    *fin = info[STATE] == FIN_WAIT1;
+    return (info[STATE] == ESTABLISHED || info[STATE] == CLOSE_WAIT || *fin) && (notsent || trouble);
 }
 
 int fd_sending(struct window *window, const struct open_fd *entry, int dup) {
     int waiting = 0;
-    if (!is_stuck(dup) || sys_ioctl(dup, TIOCOUTQ_NR, &waiting) < 0 || waiting <= 0)
+    bool fin;
+    if (!is_stuck(dup, &fin) || sys_ioctl(dup, TIOCOUTQ_NR, &waiting) < 0 || (waiting -= fin) <= 0)
         return 0;
     _cleanup_free_ char *stack = malloc(STACK_BYTES);
     struct looking looking = {.fd = dup, .size = (size_t)waiting, .got = -ECHILD};

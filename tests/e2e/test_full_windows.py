@@ -83,6 +83,31 @@ def test_restored(ckpt: Ckpt, program: Asked) -> None:
     everything_comes(program, (0, 0), (out, back))
 
 
+@pytest.mark.parametrize("full", [("near",), ("far",), ("near", "far")], ids=" and ".join)
+def test_whose_writer_has_shut_down(ckpt: Ckpt, program: Asked, full: tuple[str, ...]) -> None:
+    """The end of a stream waits behind its bytes; the other end goes on writing."""
+    out = program.tell("fill(near, 1)") if "near" in full else 0
+    back = program.tell("fill(far, 2)") if "far" in full else 0
+    program.tell("near.shutdown(socket.SHUT_WR)")
+    made = ckpt.snapshot(program.pid)
+    assert ckpt.json("verify", made["generation"])["differences"] == []
+    assert ckpt.json("rollback", made["generation"], "--pid", program.pid)["warnings"] == [], "nothing has moved"
+    program.kill()
+    assert [text for text in revive(ckpt, program, made["generation"])["warnings"] if "connection" in text] == []
+    assert program.tell(f"drain(far, 1, 0, {out})") is True
+    assert program.tell("select.select([far], [], [], 5)[0] != [] and far.recv(9)") == b""
+    assert program.tell(f"drain(near, 2, 0, {back})") is True
+    assert program.tell("[far.send(b'on'), select.select([near], [], [], 5), near.recv(9)][2]") == b"on"
+
+
+def test_both_have_shut_down(ckpt: Ckpt, program: Asked) -> None:
+    """While bytes wait for room: that is not made again, and said."""
+    program.tell("fill(near, 1), fill(far, 2), near.shutdown(socket.SHUT_WR), far.shutdown(socket.SHUT_WR)")
+    generation = ckpt.snapshot(program.pid)["generation"]
+    program.kill()
+    assert [text for text in revive(ckpt, program, generation)["warnings"] if "connection" in text] != []
+
+
 def test_the_living_one_goes_on(ckpt: Ckpt, program: Asked) -> None:
     """Through snapshots, with full windows, while it drains, and at the end of it."""
     out, back = program.tell("fill(near, 1)"), program.tell("fill(far, 2)")

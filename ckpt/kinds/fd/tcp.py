@@ -13,7 +13,7 @@ again (tcp_pair.py); so they are where bytes had found no room at the other end 
 State of such a connection: `unread` lies here, `coming` is on its way here, `away` lies at the other end, `sending` is on its way there.
 
     consumed = tcpi_bytes_received (a FIN counts as one) - what lies unread
-    written  = tcpi_bytes_sent - tcpi_bytes_retrans + tcpi_notsent_bytes
+    written  = tcpi_bytes_sent - tcpi_bytes_retrans + tcpi_notsent_bytes (a FIN that waits behind them counts as one)
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ STATES = ("", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "
           "CLOSING", "NEW_SYN_RECV")  # fmt: skip
 _OPEN = ("ESTABLISHED", "CLOSE_WAIT")  #: we may still write
 _PEER_FIN = ("CLOSE_WAIT", "LAST_ACK", "CLOSING", "TIME_WAIT")
-_QUIET = ("ESTABLISHED", "CLOSE_WAIT", "FIN_WAIT2")  #: what both ends of a connection may be in while nothing is under way
+_KNOWN = ("ESTABLISHED", "CLOSE_WAIT", "FIN_WAIT1", "FIN_WAIT2")  #: what both ends of a connection may be in that can be made again
 _AT_ONCE = 8192  #: bytes sent by one call
 _PENDING, _PMTU = 24, 60  #: tcpi_unacked and tcpi_sacked (of a listener: who waits, and its backlog), tcpi_pmtu
 
@@ -64,7 +64,9 @@ class Info:
         pending, backlog = struct.unpack_from("<II", data, _PENDING)
         (mtu,) = struct.unpack_from("<I", data, _PMTU)
         wire = (data[5], data[6] & 15, data[6] >> 4, mtu)
-        return Info(STATES[data[0]] if data[0] < len(STATES) else str(data[0]), backlog, pending, received, sent - again + notsent, wire)
+        state = STATES[data[0]] if data[0] < len(STATES) else str(data[0])
+        fin = 1 if notsent and state == "FIN_WAIT1" else 0
+        return Info(state, backlog, pending, received, sent - again + notsent - fin, wire)
 
 
 class Tcp:
@@ -89,7 +91,7 @@ class Tcp:
             "consumed": max(tcp.received - fin - max(found.inq, 0), 0) if not found.listening else 0,
             "written": tcp.written,
         }
-        if tcp.state in _QUIET:
+        if tcp.state in _KNOWN:
             state |= self._queue(raw, found, tcp)
         return OpenFile(raw.file, self.name, parse_fdinfo(raw.fdinfo).open_flags, 0, state)
 
@@ -227,7 +229,7 @@ class Tcp:
             if queues.get(file.id):
                 return replace(file, state={**state, "waiting": sorted(client.state["ino"] for client in queues[file.id])})
             twin = ends.get((file.state["far"], file.state["bound"])) if "unread" in file.state else None
-            if twin is None:
+            if twin is None or not tcp_pair.can_be_made(file, twin):
                 return replace(file, state=state)
             sending, coming = _under_way(file.state, twin.state), _under_way(twin.state, file.state)
             if sending is None or coming is None:
@@ -286,9 +288,10 @@ def is_under_way(file: OpenFile) -> bool:
 
 
 def without_ways(state: State) -> State:
-    """The streams alone: how much of one has found room at the other end already says nothing."""
+    """The streams alone: how much of one, and of its end, has found room at the other end already says nothing."""
     away, unread = _streams(state)
-    return {**{key: value for key, value in state.items() if key not in ("sending", "coming")}, "away": away, "unread": unread}
+    ended = state["state"] not in _OPEN
+    return {**{key: value for key, value in state.items() if key not in ("sending", "coming")}, "away": away, "unread": unread, "state": ended}
 
 
 def _got(state: State) -> int:

@@ -36,15 +36,27 @@ _WINDOW = 65535
 _PIECE = 8192
 _ROOMY = 16 * 1024  #: unread bytes that the buffers of a fresh socket take in any case
 _BUFFERS = ("SO_SNDBUF", "SO_RCVBUF", "SO_BUF_LOCK")
-_SHUT = {("FIN_WAIT2", "CLOSE_WAIT"): 0, ("CLOSE_WAIT", "FIN_WAIT2"): 1, ("ESTABLISHED", "ESTABLISHED"): -1}
+#: Which end has shut its writing side down. In FIN_WAIT1 the end of its stream waits behind bytes that have found no room. Where both have,
+#: and bytes wait, nothing is made: they would find room, and the connection be at its end before its time.
+_SHUT = {
+    ("ESTABLISHED", "ESTABLISHED"): None,
+    ("FIN_WAIT2", "CLOSE_WAIT"): 0,
+    ("CLOSE_WAIT", "FIN_WAIT2"): 1,
+    ("FIN_WAIT1", "ESTABLISHED"): 0,
+    ("ESTABLISHED", "FIN_WAIT1"): 1,
+}
+
+
+def can_be_made(first: OpenFile, second: OpenFile) -> bool:
+    return (first.state["state"], second.state["state"]) in _SHUT
 
 
 def made(first: OpenFile, second: OpenFile) -> Made:
     """Results 0 and 1 of the sequence's list are the two ends."""
     ends = (first, second)
-    fin = _SHUT.get((first.state["state"], second.state["state"]))
-    if fin is None:
+    if not can_be_made(first, second):
         raise CannotUndo(f"tcp connection between {first.state['state']} and {second.state['state']}: not supported")
+    shut = _SHUT[first.state["state"], second.state["state"]]
     calls = Calls()
     sockets = [_end(calls, one, other) for one, other in (ends, ends[::-1])]
     for made_one in sockets:
@@ -55,8 +67,8 @@ def made(first: OpenFile, second: OpenFile) -> Made:
             part = data[at : at + _PIECE]
             flags = so.MSG_DONTWAIT | so.MSG_NOSIGNAL
             calls.add("sendto", sockets[1 - index], part, len(part), flags, 0, 0, note=f"{len(part)} unread bytes", expect=len(part))
-    if fin >= 0:
-        calls.add("shutdown", sockets[fin], socket.SHUT_WR, note="shut its writing side down")
+    if shut is not None:
+        calls.add("shutdown", sockets[shut], socket.SHUT_WR, note="shut its writing side down")
     for end, made_one in zip(ends, sockets, strict=True):
         _settle(calls, made_one, end, roomy=max(map(len, unread)) > _ROOMY)
     return Made(tuple(calls.list), (sockets[0].value, sockets[1].value), CAP_NET_ADMIN)
