@@ -290,8 +290,8 @@ def is_under_way(file: OpenFile) -> bool:
 def without_ways(state: State) -> State:
     """The streams alone: how much of one, and of its end, has found room at the other end already says nothing."""
     away, unread = _streams(state)
-    ended = state["state"] not in _OPEN
-    return {**{key: value for key, value in state.items() if key not in ("sending", "coming")}, "away": away, "unread": unread, "state": ended}
+    others = {key: value for key, value in state.items() if key not in ("sending", "coming")}
+    return {**others, "away": away, "unread": unread, "state": "open" if state["state"] in _OPEN else "shut down"}
 
 
 def _got(state: State) -> int:
