@@ -55,6 +55,7 @@ class Action(StrEnum):
     RESTART = "restart"
     REBUILD = "rebuild"
     LINGER = "linger"
+    GO_ON = "go-on"  #: a transfer that was cut short is begun again where it was (native/src/transfer.c)
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ int ckpt_tree_leave(ckpt_tree *tree);
 int ckpt_tree_threads(const ckpt_tree *tree, struct ckpt_thread_id *threads, size_t cap);
 
 /* ---- how an interrupted call continues; rows compiled in from syscalls/table.py (restart.c) ---- */
-enum ckpt_action { CKPT_KEEP = 0, CKPT_RESTART = 1, CKPT_REBUILD = 2, CKPT_LINGER = 3 };
+enum ckpt_action { CKPT_KEEP = 0, CKPT_RESTART = 1, CKPT_REBUILD = 2, CKPT_LINGER = 3, CKPT_GO_ON = 4 };
 struct ckpt_decision {
     int64_t nr;        /* orig_rax at the stop; -1 when not in a call */
     int64_t shown;     /* rax at the stop */

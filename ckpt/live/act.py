@@ -26,6 +26,7 @@ _ACTIONS = {
     Action.RESTART: int(lib.CKPT_RESTART),
     Action.REBUILD: int(lib.CKPT_REBUILD),
     Action.LINGER: int(lib.CKPT_LINGER),
+    Action.GO_ON: int(lib.CKPT_GO_ON),
 }
 _FORMS = {Arg.VALUE: lib.CKPT_ARG_VALUE, Arg.RESULT: lib.CKPT_ARG_RESULT, Arg.BUFFER: lib.CKPT_ARG_DATA}
 

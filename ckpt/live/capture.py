@@ -53,7 +53,7 @@ from ckpt.syscalls.int80 import as_syscall, is_int80
 
 O_CLOEXEC = 0o2000000
 SHARED = ("files", "fs", "sighand")  #: in the order of the record
-ACTIONS = (Action.KEEP, Action.RESTART, Action.REBUILD, Action.LINGER)
+ACTIONS = (Action.KEEP, Action.RESTART, Action.REBUILD, Action.LINGER, Action.GO_ON)
 
 
 class Capture:
@@ -246,7 +246,8 @@ class Parser:
         raw = (thread.pid, thread.tid, thread.files, thread.answers, limits, thread.extra)
         attributes = {kind.name: kind.parse(self._raw_task(kind, *raw)) for kind in self.table.task_kinds if kind.per_thread}
         deliverable = bool(parse_status(thread.files["status"]).deliverable)
-        told = decide(words, deliverable, waited, whole=shown > 0 and not disturbed)
+        goes_on = ACTIONS[action] is Action.GO_ON
+        told = decide(words, deliverable, waited, whole=shown > 0 and not disturbed and not goes_on, goes_on=goes_on)
         kept = told.action is Action.LINGER and ACTIONS[action] is Action.RESTART
         decision = RetvalDecision(Action.LINGER if kept else ACTIONS[action], value, told.reason, bool(disturbed) and told.disturbed)
         return Thread(

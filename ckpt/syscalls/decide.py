@@ -11,8 +11,9 @@ Rules, in order (native/src/restart.c has the same; a test compares them row by 
    -516, -512, -513, -514: RESTART with the value shown.
 3. -4 of a call of the EINTR family: RESTART with -514. A finite timeout begins anew: where its deadline is known it is LINGER, somebody
    ends it then (native/src/keeper.c); else its end comes late: disturbed.
-4. A short count of a call that would have gone on: KEEP, disturbed, unless a handler is pending, which would have cut it too. Where what
-   it wanted stands in memory any count may be short, until the memory says that it is whole (native/src/whole.c).
+4. A short count of a call that would have gone on: GO_ON where the rest can be asked for (native/src/transfer.c), else KEEP, disturbed;
+   unless a handler is pending, which would have cut it too. Where what it wanted stands in memory any count may be short, until the
+   memory says that it is whole (native/src/whole.c).
 5. Anything else: KEEP.
 """
 
@@ -105,9 +106,11 @@ class Waited:
         return self.told.words if self.told is not None else self.source
 
 
-def decide(regs: Sequence[int], deliverable: bool, waited: Waited | None = None, *, whole: bool = False) -> RetvalDecision:
+def decide(
+    regs: Sequence[int], deliverable: bool, waited: Waited | None = None, *, whole: bool = False, goes_on: bool = False
+) -> RetvalDecision:
     """`deliverable`: a signal that has a handler is pending and not blocked (procfs.Status.deliverable). `whole`: memory has said that
-    a count is all that was wanted."""
+    a count is all that was wanted. `goes_on`: the core sends the thread on with the rest of its transfer."""
     nr, shown = _signed(regs[ORIG_RAX], 64), _signed(regs[RAX], 64)
     if nr < 0:
         return RetvalDecision(Action.KEEP, shown, "in user space")
@@ -121,11 +124,13 @@ def decide(regs: Sequence[int], deliverable: bool, waited: Waited | None = None,
     if shown == EINTR:
         return RetvalDecision(Action.KEEP, shown, f"{name(nr)} was interrupted by a signal of its own")
     if row is not None and not whole and short(row, args, shown):
-        return _cut(row, args, shown, deliverable)
+        return _cut(row, args, shown, deliverable, goes_on)
     return RetvalDecision(Action.KEEP, shown, f"{name(nr)} had its result")
 
 
-def _cut(row: Row, args: Sequence[int], count: int, deliverable: bool) -> RetvalDecision:
+def _cut(row: Row, args: Sequence[int], count: int, deliverable: bool, goes_on: bool) -> RetvalDecision:
+    if goes_on:
+        return RetvalDecision(Action.GO_ON, count, f"{row.name} had done {count} of {args[row.wanted_arg]}: it goes on with the rest")
     if deliverable:
         return RetvalDecision(Action.KEEP, count, f"{row.name} was cut short by a signal of its own")
     if row.wanted_arg != NO_ARG and count < args[row.wanted_arg]:

@@ -47,6 +47,7 @@ def _row(row: Row) -> str:
         "flags_veto": hex(row.flags_veto),
         "vector": f"VECTOR_{row.vector.name}",
         "last_need": hex(row.last_need),
+        "goes_on": f"GOES_ON_{row.goes_on.name}",
     }
     return "{ " + ", ".join(f".{name} = {text}" for name, text in fields.items()) + f" }}, /* {row.name} */\n"
 

@@ -60,6 +60,14 @@ class Vector(IntEnum):
     MMSGHDR = 3  #: the second argument points to such messages, of which the result says how many went; the last of them may be a part
 
 
+class GoesOn(IntEnum):
+    """How a transfer that was cut short is begun again where it was (native/src/transfer.c)."""
+
+    NOT = 0
+    FROM_BUFFER = 1  #: the address is the argument before `wanted_arg`
+    BY_COUNT = 2  #: the kernel keeps the place: only the count is less
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     name: str
@@ -79,6 +87,7 @@ class Row:
     flags_veto: int = 0  #: none of these
     vector: Vector = Vector.NONE  #: what was wanted stands in memory
     last_need: int = 0  #: MMSGHDR: flags without which a last message that is not full is nothing unusual
+    goes_on: GoesOn = GoesOn.NOT  #: how what a stop has left of it is asked for
 
     @property
     def nr(self) -> int:
@@ -100,6 +109,7 @@ class Row:
 _SYS, _NOINTR, _NOHAND, _BLOCK = RESTART_CODES
 _T = Timeout
 _V = Vector
+_G = GoesOn
 _ALL, _NOWAIT = MSG_WAITALL, MSG_DONTWAIT
 
 ROWS: tuple[Row, ...] = (
@@ -124,16 +134,18 @@ ROWS: tuple[Row, ...] = (
     # reads, and writes that may have done a part
     Row("read", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True),
     Row("readv", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True),
-    Row("write", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, wanted_arg=2),
+    Row("write", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, wanted_arg=2, goes_on=_G.FROM_BUFFER),
     Row("writev", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, vector=_V.IOVEC),
     Row("preadv2", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True),  # from where the file is: as readv, on a pipe or a socket
     Row("pwritev2", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, vector=_V.IOVEC),
-    Row("splice", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True, partial=True, wanted_arg=4),  # a pipe to a socket
+    Row(
+        "splice", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True, partial=True, wanted_arg=4, goes_on=_G.BY_COUNT
+    ),  # a pipe to a socket
     Row("tee", (_SYS,)),
     Row("vmsplice", (_SYS,)),
-    Row("sendfile", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, wanted_arg=3),
-    Row("copy_file_range", (_SYS,), partial=True, wanted_arg=4),  # long, not blocking: it stops between two pieces
-    Row("getrandom", (_SYS,), partial=True, wanted_arg=1),  # likewise, after each page
+    Row("sendfile", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, wanted_arg=3, goes_on=_G.BY_COUNT),
+    Row("copy_file_range", (_SYS,), partial=True, wanted_arg=4, goes_on=_G.BY_COUNT),  # long, not blocking: it stops between two pieces
+    Row("getrandom", (_SYS,), partial=True, wanted_arg=1, goes_on=_G.FROM_BUFFER),  # likewise, after each page
     # sockets
     Row("accept", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True),
     Row("accept4", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True),
@@ -149,6 +161,7 @@ ROWS: tuple[Row, ...] = (
         flags_arg=3,
         flags_need=_ALL,
         flags_veto=_NOWAIT,
+        goes_on=_G.FROM_BUFFER,
     ),
     Row(
         "recvmsg",
@@ -175,7 +188,18 @@ ROWS: tuple[Row, ...] = (
         vector=_V.MMSGHDR,
         last_need=_ALL,
     ),
-    Row("sendto", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, wanted_arg=2, flags_arg=3, flags_veto=_NOWAIT),
+    Row(
+        "sendto",
+        (_SYS, EINTR),
+        _T.SNDTIMEO,
+        expired=EAGAIN,
+        eintr=True,
+        partial=True,
+        wanted_arg=2,
+        flags_arg=3,
+        flags_veto=_NOWAIT,
+        goes_on=_G.FROM_BUFFER,
+    ),
     Row("sendmsg", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, flags_arg=2, flags_veto=_NOWAIT, vector=_V.MSGHDR),
     Row(
         "sendmmsg",

@@ -9,8 +9,9 @@
  *  3. Letting go stops each thread once (PTRACE_INTERRUPT) and detaches at EVENT_STOP, so that an interrupted call goes on as stop.c decides.
  */
 #define _GNU_SOURCE
-#include "internal.h"
+#include "inject.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/ptrace.h>
@@ -54,6 +55,8 @@ int ckpt_tree_run(ckpt_tree *tree) {
         error = note(tree, thread->tid);
         long failed = error ? error : sys_ptrace(PTRACE_SETOPTIONS, thread->tid, 0, watching);
         if (!failed)
+            transfer_go_on(tree, thread);
+        if (!failed)
             failed = sys_ptrace(thread->group_stopped ? PTRACE_LISTEN : PTRACE_CONT, thread->tid, 0, 0);
         if (failed && failed != -ESRCH)
             error = tree_fail(tree, (int)failed, "run", thread->pid, thread->tid, -1, 0, NULL);
@@ -74,13 +77,22 @@ static int born(ckpt_tree *tree, pid_t parent) {
     return error ? 0 : note(tree, (pid_t)tid);
 }
 
+/* The process of a thread; of one that nobody here knows, the thread itself will do. */
+static pid_t process_of(ckpt_tree *tree, pid_t tid) {
+    char name[NAME_ROOM], text[4096];
+    proc_name(name, "/proc/", (uint64_t)tid, "/status");
+    ssize_t bytes = proc_read(AT_FDCWD, name, text, sizeof text);
+    pid_t pid = bytes > 0 ? (pid_t)proc_field(text, (size_t)bytes, "Tgid", 10, (uint64_t)tid) : tid;
+    return tree_task(tree, pid) ? pid : tid;
+}
+
 /* Passes one stop on. letting_go: a thread at EVENT_STOP is detached. */
 static int answer(ckpt_tree *tree, pid_t tid, int status, bool letting_go) {
     int event = status >> 16, signal = WSTOPSIG(status), error = note(tree, tid);
     if (event == PTRACE_EVENT_FORK || event == PTRACE_EVENT_VFORK || event == PTRACE_EVENT_CLONE)
         error = born(tree, tid);
     if (event == PTRACE_EVENT_STOP && letting_go) {
-        struct thread thread = {.pid = tid, .tid = tid, .state = THREAD_SEIZED};
+        struct thread thread = {.pid = process_of(tree, tid), .tid = tid, .state = THREAD_SEIZED};
         if (thread_at_stop(tree, &thread, signal) == 1) {
             forget(tree, tid);
             return thread_detach(tree, &thread);

@@ -222,6 +222,9 @@ static int settle(ckpt_tree *tree, pid_t pid) {
     for (size_t i = 0; i < tree->task_count && !error; i++)
         if (!tree->tasks[i].zombie && (!pid || tree->tasks[i].pid == pid))
             error = remote_settle(tree, &tree->tasks[i]);
+    for (size_t i = 0; i < tree->task_count && !error; i++)
+        if (!tree->tasks[i].zombie && (!pid || tree->tasks[i].pid == pid))
+            error = transfer_settle(tree, &tree->tasks[i]);
     return error;
 }
 

@@ -40,6 +40,16 @@ int inject_refused(ckpt_tree *tree, const struct thread *thread);
 /* What inject_prepare() wants of /proc/PID/status, where somebody has read it since all stopped. */
 void inject_note_status(const ckpt_tree *tree, struct task *task, const char *text, size_t bytes);
 
+/* transfer.c */
+enum { TRANSFER_SLOT = 104, TRANSFER_SLOTS = 12 };
+/* At a stop: a thread in a slot is put back behind its call, with a short count. */
+int transfer_met(struct thread *thread);
+bool transfer_can_go_on(ckpt_tree *tree, const struct thread *thread, const struct user_regs_struct *regs);
+/* When it is let go: into a slot, if that was decided. */
+void transfer_go_on(ckpt_tree *tree, struct thread *thread);
+/* Whether in the last bytes of the tail nothing but slots stands. */
+bool transfer_slots_only(const uint8_t *room, size_t size);
+
 /* stub.c */
 /* The registers that the thread continues with: as shown at the stop, rax as decided. */
 void own_registers(const struct thread *thread, struct user_regs_struct *ret_regs);

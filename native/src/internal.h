@@ -66,6 +66,7 @@ struct bridge {
     ckpt_addr_t image, image_end; /* the vdso that they belong to: where its bytes begin and end */
     uint64_t caught, ignored; /* SigCgt and SigIgn of the process: which stop signal is free, which dispositions are known */
     bool filtered;            /* it has a seccomp filter */
+    uint32_t transfers;       /* slots that are taken, by bits (transfer.c) */
     uint32_t status_at, tail_at; /* when these, and that the tail is free, were read: tree_knows() */
 };
 
@@ -273,6 +274,8 @@ int remote_ask(ckpt_tree *tree, const struct ckpt_question *questions, size_t co
 int remote_settle(ckpt_tree *tree, struct task *task);
 /* Where note and stub stand in this memory (bridge.tail); -ENOTSUP = there is no room. */
 int vdso_tail(ckpt_tree *tree, struct task *task);
+/* transfer.c: frames of handlers return into no slot of a transfer that goes on. */
+int transfer_settle(ckpt_tree *tree, struct task *task);
 
 /* waits.c: the count of voluntary switches says whether a stopped thread is in the very wait that a look has seen it in */
 void wait_looked_at_last(ckpt_tree *tree, struct thread *thread);           /* just before it is interrupted */

@@ -40,6 +40,8 @@ enum restart_vector {
     VECTOR_MMSGHDR, /* struct mmsghdr, the result counts those that went: the last of them may be a part */
 };
 
+enum { GOES_ON_NOT, GOES_ON_FROM_BUFFER /* at arg[wanted_arg - 1] */, GOES_ON_BY_COUNT /* it keeps the place itself */ };
+
 struct restart_row {
     int64_t nr;
     uint8_t family;
@@ -50,6 +52,7 @@ struct restart_row {
     /* PARTIAL only: result < arg[wanted_arg] (NO_ARG: any positive result), all bits of flags_need in arg[flags_arg] and
      * none of flags_veto. With a vector memory tells (whole.c); MMSGHDR: the last message counts only with all bits of last_need. */
     uint8_t wanted_arg, flags_arg, vector;
+    uint8_t goes_on; /* GOES_ON_*: how what is left of a transfer is asked for */
     uint32_t flags_need, flags_veto, last_need;
 };
 

@@ -30,7 +30,7 @@ struct remains {
 static bool ours(const struct remains *remains, uint64_t at) {
     const struct bridge *tail = &remains->owner->bridge;
     const struct inject_note *note = &remains->note;
-    return (at >= tail->tail && at < tail->tail_end) || (note->bridge && at >= note->bridge && at < note->bridge + note->bytes);
+    return (at >= tail->tail && at < tail->tail + NOTE_BYTES + STUB_BYTES) || (note->bridge && at >= note->bridge && at < note->bridge + note->bytes);
 }
 
 /* The stub's end sets the thread's own mask: a signal that waited runs its handler there, and returns into the stub. */
@@ -47,7 +47,7 @@ static ckpt_addr_t sequence_of(const struct remains *remains, const struct threa
     const struct bridge *tail = &remains->owner->bridge;
     const struct inject_note *note = &remains->note;
     uint64_t rip = thread->regs.rip;
-    if (rip >= tail->tail && rip < tail->tail_end)
+    if (rip >= tail->tail && rip < tail->tail + NOTE_BYTES + STUB_BYTES)
         return tail->tail + NOTE_BYTES;
     if (rip >= note->bridge + CODE_SLOTS)
         return note->bridge + CODE_SLOTS + (rip - note->bridge - CODE_SLOTS) / STUB_BYTES * STUB_BYTES;

@@ -14,6 +14,7 @@
  *  5. A thread that exits is GONE and has been waited for, so no zombie of ours stays behind.
  */
 #define _GNU_SOURCE
+#include "inject.h"
 #include "restart.h"
 #include "waits.h"
 #include <errno.h>
@@ -100,6 +101,10 @@ static int decide(ckpt_tree *tree, struct thread *thread) {
     ckpt_decide((const uint64_t *)(const void *)&regs, 0, decision);
     if (decision->disturbed && decision->shown > 0 && (restart_whole(thread->tid, &regs, decision->shown) || deliverable(tree, thread)))
         decision->disturbed = 0;
+    if (decision->disturbed && !int80 && !thread->group_stopped && transfer_can_go_on(tree, thread, &regs)) {
+        decision->action = CKPT_GO_ON;
+        decision->disturbed = 0;
+    }
     if (int80)
         decision->nr = (int64_t)thread->regs.orig_rax + INT80;
     if (thread->group_stopped && decision->shown == -EINTR) {
@@ -122,6 +127,8 @@ int thread_at_stop(ckpt_tree *tree, struct thread *thread, int signal) {
     long error = sys_ptrace(PTRACE_GETREGS, thread->tid, 0, (uintptr_t)&thread->regs);
     if (!error)
         error = sys_ptrace(PTRACE_GETSIGMASK, thread->tid, sizeof thread->sigmask, (uintptr_t)&thread->sigmask);
+    if (!error)
+        error = transfer_met(thread);
     if (!error)
         error = decide(tree, thread);
     if (!error)
@@ -221,6 +228,7 @@ int thread_detach(ckpt_tree *tree, struct thread *thread) {
     if (thread->state != THREAD_STOPPED)
         return 0;
     wait_let_go(tree, thread);
+    transfer_go_on(tree, thread);
     if (parting_wanted(tree, thread) && !parting_begin(tree, thread))
         return 0;
     long error = sys_ptrace(PTRACE_DETACH, thread->tid, 0, 0);

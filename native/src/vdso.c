@@ -4,7 +4,7 @@
  * known to anybody.
  *
  * Invariants
- *  1. The room is taken only if it is all zero, or begins with our note (inject.h).
+ *  1. The room is taken only if it is all zero, or begins with our note (inject.h), or ends with slots of transfers that go on (transfer.c).
  *  2. What was read since all stopped is not read again (tree_knows()).
  *  3. A seccomp filter on the process or on the thread: -EPERM, step "seccomp", nothing is written.
  */
@@ -45,13 +45,14 @@ static int find_vdso(struct task *task, ckpt_addr_t *ret_base) {
     return -ENOENT;
 }
 
-/* All zero, or our note stands where it would. */
+/* All zero, or our note stands where it would, and slots (transfer.c) behind what it may use. */
 static bool is_free(const uint8_t *room, size_t note_at, size_t size) {
     const struct inject_note *note = (const void *)(room + note_at);
-    for (size_t i = 0; note->magic != NOTE_MAGIC && i < size; i++)
+    size_t stub_end = note_at + NOTE_BYTES + STUB_BYTES;
+    for (size_t i = 0; note->magic != NOTE_MAGIC && i < stub_end; i++)
         if (room[i])
             return false; /* somebody else keeps something there */
-    return true;
+    return transfer_slots_only(room + stub_end, size - stub_end);
 }
 
 /* The image ends where its last section or its section headers end; the kernel maps whole pages, zero behind. */

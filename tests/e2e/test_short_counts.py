@@ -1,4 +1,5 @@
-"""Transfers that a stop cuts short: what `show --threads` says of them is what the program got, and nothing is said of those that go on."""
+"""Transfers that a stop cuts short and that cannot go on: what `show --threads` says of them is what the program
+got, and nothing is said of those that go on."""
 
 from __future__ import annotations
 
@@ -11,9 +12,9 @@ import pytest
 from tests.harness import Ckpt, Victim, build
 from tests.harness.victim import BIN, within
 
-CUT = {"write", "writev", "pwritev2", "sendto", "sendmsg", "sendmmsg", "sendmmsg/last", "sendfile", "splice"}
-CUT |= {"recvfrom", "recvmsg", "recvmmsg/last"}
+CUT = {"writev", "pwritev2", "sendmsg", "sendmmsg", "sendmmsg/last", "recvmsg", "recvmmsg/last"}
 GO_ON = {"write/none", "writev/none", "recvfrom/none", "recvmsg/none", "read/none"}
+GO_ON |= {"write", "sendto", "sendfile", "splice", "recvfrom"}  # a part is done: test_transfers.py
 
 
 @dataclass(frozen=True)

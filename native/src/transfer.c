@@ -1,0 +1,311 @@
+/* transfer.c: a transfer that a stop has cut short goes on behind its caller's back, and the caller gets the whole count.
+ *
+ * A stop ends a write, a send or a receive that has done a part: the kernel gives the count so far and remembers nothing. So the thread
+ * is sent into a few instructions of its own in the vdso's tail ("slot"), which call for the rest, add what had been done, put the
+ * argument registers back and jump to where the program goes on. No tracer is needed for that: nobody's death matters.
+ *
+ *     +0 syscall   +2 test rax,rax   +5 jns +14   +7 mov eax, DONE   +12 jmp +20   +14 add rax, DONE   +20 the registers   +50 jmp back
+ *
+ * Invariants
+ *  1. Outside of a thaw no thread of a stopped tree is in a slot: whoever is met there is put back at its call's end with the count that it
+ *     would have by then (transfer_met), before anybody looks at its registers, and is sent on again when it is let go. So a generation
+ *     holds an ordinary short count, and a death of ours leaves one.
+ *  2. Nor does a handler's frame return there: such a frame gets the short count, which a signal would have left as well (transfer_settle).
+ *  3. A slot is written before the thread is sent there, and taken again only when all threads that it may belong to stand still.
+ *  4. Only calls that the stop alone has cut (restart.c), that wait without a limit (a time-out would begin again), and whose descriptor
+ *     blocks; not under a seccomp filter or syscall user dispatch, which may look at where a call comes from. Where there is no slot
+ *     the count stays short.
+ *  5. No memory but the slot is touched, no flag that a system call leaves defined. A handler that comes meanwhile finds an address of the vdso.
+ */
+#define _GNU_SOURCE
+#include "inject.h"
+#include "restart.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/uio.h>
+
+enum {
+    CALLED = 2, TESTED = 5, FAILED = 7, FAILED_END = 12, ADD = 14, ADDED = 20, BACK = 56, /* offsets in a slot */
+    STACK_BYTES = 256 * 1024,
+    GET_DISPATCH = 0x4210, /* PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG */
+    USER64_CS = 0x33,
+};
+#define SLOT_MAGIC UINT64_C(0x6f6e2073656f6720) /* " goes no" */
+#define VDSO_LOWEST UINT64_C(0x7f0000000000)
+
+struct slot {
+    uint8_t code[BACK];
+    ckpt_addr_t back;
+    uint64_t magic;
+    uint64_t buffer, count;           /* arguments as the program gave them */
+    uint32_t done;
+    int32_t tid;                      /* whose it is */
+    uint16_t nr;
+    uint8_t buffer_arg, count_arg;    /* buffer_arg: NO_ARG = none */
+    uint8_t spare[4];
+};
+_Static_assert(sizeof(struct slot) == TRANSFER_SLOT, "vdso.c counts them");
+
+/* ---- registers ---- */
+
+static unsigned long long *argument(struct user_regs_struct *regs, unsigned index) {
+    unsigned long long *const args[6] = {&regs->rdi, &regs->rsi, &regs->rdx, &regs->r10, &regs->r8, &regs->r9};
+    return args[index];
+}
+
+static void load(uint8_t *at, unsigned index, uint64_t value) { /* movabs argument, value */
+    static const uint8_t rex[6] = {0x48, 0x48, 0x48, 0x49, 0x49, 0x49}, reg[6] = {7, 6, 2, 2, 0, 1};
+    at[0] = rex[index];
+    at[1] = 0xb8 | reg[index];
+    memcpy(at + 2, &value, sizeof value);
+}
+
+static void write_code(struct slot *slot) {
+    static const uint8_t begin[ADDED] = {0x0f, 0x05, 0x48, 0x85, 0xc0, 0x79, 0x07, 0xb8, 0, 0, 0, 0, 0xeb, 0x06, 0x48, 0x05};
+    memcpy(slot->code, begin, sizeof begin);
+    memcpy(slot->code + FAILED + 1, &slot->done, sizeof slot->done);
+    memcpy(slot->code + ADD + 2, &slot->done, sizeof slot->done);
+    load(slot->code + ADDED, slot->buffer_arg == NO_ARG ? slot->count_arg : slot->buffer_arg,
+         slot->buffer_arg == NO_ARG ? slot->count : slot->buffer);
+    load(slot->code + ADDED + 10, slot->count_arg, slot->count);
+    slot->code[ADDED + 20] = 0x48; /* movabs rcx, back: what a syscall instruction there would have left */
+    slot->code[ADDED + 21] = 0xb9;
+    memcpy(slot->code + ADDED + 22, &slot->back, sizeof slot->back);
+    slot->code[ADDED + 30] = 0xff; /* jmp [rip] */
+    slot->code[ADDED + 31] = 0x25;
+}
+
+/* The count with which the program goes on, of a thread at `at` in the slot's code. */
+static uint64_t count_at(const struct slot *slot, size_t at, int64_t rax) {
+    if (at == 0 || at == FAILED)
+        return slot->done;
+    if (at <= TESTED || at == ADD)
+        return slot->done + (rax > 0 ? (uint64_t)rax : 0);
+    return (uint64_t)rax;
+}
+
+/* Which slot an address is in by its place alone: they are counted from the page's end. */
+static ckpt_addr_t slot_around(ckpt_addr_t at) {
+    ckpt_addr_t end = (at & ~(uint64_t)(CKPT_PAGE - 1)) + CKPT_PAGE;
+    return end - ((end - 1 - at) / TRANSFER_SLOT + 1) * TRANSFER_SLOT;
+}
+
+static bool read_slot(pid_t tid, ckpt_addr_t at, struct slot *slot) {
+    struct iovec here = {slot, sizeof *slot}, there = {(void *)(uintptr_t)at, sizeof *slot};
+    return sys_vm_readv(tid, &here, 1, &there, 1) == sizeof *slot && slot->magic == SLOT_MAGIC;
+}
+
+int transfer_met(struct thread *thread) {
+    struct user_regs_struct *regs = &thread->regs;
+    struct slot slot;
+    ckpt_addr_t at = slot_around(regs->rip);
+    bool possible = regs->rip >= VDSO_LOWEST && regs->rip - at < BACK && CKPT_PAGE - at % CKPT_PAGE <= TRANSFER_SLOTS * TRANSFER_SLOT;
+    if (!possible || !read_slot(thread->tid, at, &slot))
+        return 0;
+    size_t offset = regs->rip - at;
+    bool inside = offset == 0 || (offset == CALLED && (int64_t)regs->orig_rax >= 0);
+    regs->rax = count_at(&slot, offset, (int64_t)regs->rax);
+    regs->orig_rax = inside ? slot.nr : ~UINT64_C(0);
+    regs->rip = regs->rcx = slot.back;
+    if (slot.buffer_arg != NO_ARG)
+        *argument(regs, slot.buffer_arg) = slot.buffer;
+    *argument(regs, slot.count_arg) = slot.count;
+    return (int)sys_ptrace(PTRACE_SETREGS, thread->tid, 0, (uintptr_t)regs);
+}
+
+/* ---- whether ---- */
+
+/* Blocks without a limit: of a pipe or a file there is none. */
+static bool waits_for_ever(const struct task *task, int fd) {
+    _cleanup_close_ int ours = sys_pidfd_getfd(task->pidfd, fd);
+    int flags = ours < 0 ? ours : sys_fcntl(ours, F_GETFL, 0);
+    if (flags < 0 || (flags & O_NONBLOCK))
+        return false;
+    static const int options[] = {SO_SNDTIMEO, SO_RCVTIMEO};
+    for (int i = 0; i < 2; i++) {
+        struct timeval time = {0};
+        size_t size = sizeof time;
+        int error = sys_getsockopt(ours, SOL_SOCKET, options[i], &time, &size);
+        if (error != -ENOTSOCK && (error || time.tv_sec || time.tv_usec))
+            return false;
+    }
+    return true;
+}
+
+static bool filtered(ckpt_tree *tree, const struct thread *thread) {
+    struct { uint64_t mode, selector, offset, length; } dispatch = {0};
+    char name[NAME_ROOM];
+    proc_name(name, "task/", (uint64_t)thread->tid, "/status");
+    ssize_t bytes = proc_read(tree_task(tree, thread->pid)->dir, name, tree->text, TEXT_BYTES);
+    if (bytes < 0 || proc_field(tree->text, (size_t)bytes, "Seccomp", 10, 0))
+        return true;
+    return !sys_ptrace(GET_DISPATCH, thread->tid, sizeof dispatch, (uintptr_t)&dispatch) && dispatch.mode;
+}
+
+bool transfer_can_go_on(ckpt_tree *tree, const struct thread *thread, const struct user_regs_struct *regs) {
+    const struct restart_row *row = restart_row((int64_t)regs->orig_rax);
+    const struct task *task = tree_task(tree, thread->pid);
+    uint64_t arg[6];
+    restart_arguments(regs, arg);
+    if (!row || row->goes_on == GOES_ON_NOT || !task || (int64_t)regs->rax <= 0 || regs->rax > INT32_MAX || filtered(tree, thread))
+        return false;
+    if (row->timeout_form != TIMEOUT_RECEIVE && row->timeout_form != TIMEOUT_SEND)
+        return true; /* its descriptors are files, or it has none */
+    bool between = row->goes_on == GOES_ON_BY_COUNT; /* splice(in, offset, out, ...), sendfile(out, in, ...) */
+    unsigned other = row->wanted_arg == 4 ? 2 : 1;
+    return waits_for_ever(task, (int)arg[0]) && (!between || waits_for_ever(task, (int)arg[other]));
+}
+
+/* ---- the slots of a memory ---- */
+
+static unsigned slot_count(const struct bridge *bridge) {
+    ckpt_addr_t begin = bridge->tail + NOTE_BYTES + STUB_BYTES;
+    unsigned count = begin < bridge->tail_end ? (unsigned)((bridge->tail_end - begin) / TRANSFER_SLOT) : 0;
+    return count < TRANSFER_SLOTS ? count : TRANSFER_SLOTS;
+}
+
+static ckpt_addr_t slot_place(const struct bridge *bridge, unsigned index) { return bridge->tail_end - (index + 1) * TRANSFER_SLOT; }
+
+/* All of them by one read: slots[0] is the last in memory. */
+static int read_slots(const struct task *owner, struct slot slots[TRANSFER_SLOTS]) {
+    unsigned count = slot_count(&owner->bridge);
+    struct slot found[TRANSFER_SLOTS];
+    size_t bytes = count * sizeof *found;
+    if (!count || sys_pread(owner->mem, found, bytes, slot_place(&owner->bridge, count - 1)) != (ssize_t)bytes)
+        return 0;
+    for (unsigned i = 0; i < count; i++)
+        slots[i] = found[count - 1 - i];
+    return (int)count;
+}
+
+/* A signal frame's registers, around its rip (arch/x86/include/uapi/asm/sigcontext.h), in words. */
+enum { F_R10 = -14, F_R8 = -16, F_R9 = -15, F_RDI = -8, F_RSI = -7, F_RDX = -4, F_RAX = -3, F_RCX = -2, F_RIP = 0, F_CS = 2, F_BEFORE = 16, F_WORDS = 19 };
+
+static int patch_frame(const struct task *owner, const struct slot *slot, ckpt_addr_t at, uint64_t *rip, ckpt_addr_t place) {
+    static const int args[6] = {F_RDI, F_RSI, F_RDX, F_R10, F_R8, F_R9};
+    rip[F_RAX] = count_at(slot, rip[F_RIP] - at, (int64_t)rip[F_RAX]);
+    rip[F_RIP] = rip[F_RCX] = slot->back;
+    if (slot->buffer_arg != NO_ARG)
+        rip[args[slot->buffer_arg]] = slot->buffer;
+    rip[args[slot->count_arg]] = slot->count;
+    size_t bytes = F_WORDS * sizeof *rip;
+    ssize_t put = sys_pwrite(owner->mem, rip - F_BEFORE, bytes, place - F_BEFORE * sizeof *rip);
+    return put == (ssize_t)bytes ? 0 : put < 0 ? (int)put : -EFAULT;
+}
+
+/* Frames on the thread's stack that return into its slot. */
+static int patch_frames(const struct task *owner, const struct thread *thread, const struct slot *slot, ckpt_addr_t at) {
+    _cleanup_free_ uint64_t *stack = malloc(STACK_BYTES);
+    if (!stack)
+        return -ENOMEM;
+    ckpt_addr_t from = thread->regs.rsp & ~UINT64_C(7);
+    ssize_t words = sys_pread(owner->mem, stack, STACK_BYTES, from) / 8;
+    int error = 0;
+    for (ssize_t i = F_BEFORE; i + F_CS < words && !error; i++)
+        if (stack[i] - at < BACK && (uint16_t)stack[i + F_CS] == USER64_CS)
+            error = patch_frame(owner, slot, at, stack + i, from + (uint64_t)i * 8);
+    return error;
+}
+
+static bool lives(pid_t tid) {
+    char name[NAME_ROOM];
+    _cleanup_close_ int fd = sys_openat(AT_FDCWD, proc_name(name, "/proc/", (uint64_t)tid, ""), O_PATH | O_DIRECTORY);
+    return fd >= 0;
+}
+
+int transfer_settle(ckpt_tree *tree, struct task *task) {
+    struct task *owner = memory_owner(tree, task);
+    struct slot slots[TRANSFER_SLOTS];
+    if (vdso_tail(tree, owner) < 0) { /* nowhere to have been sent to */
+        tree_fault_clear(tree);
+        return 0;
+    }
+    owner->bridge.transfers = 0;
+    int count = read_slots(owner, slots), error = 0;
+    for (int i = 0; i < count && !error; i++) {
+        if (slots[i].magic != SLOT_MAGIC)
+            continue;
+        const struct thread *thread = tree_thread(tree, slots[i].tid);
+        const struct task *its = thread ? tree_task(tree, thread->pid) : NULL;
+        if (thread && its && thread->state == THREAD_STOPPED && memory_owner(tree, its) == owner)
+            error = patch_frames(owner, thread, &slots[i], slot_place(&owner->bridge, (unsigned)i));
+        else if (!thread && lives(slots[i].tid))
+            owner->bridge.transfers |= 1U << i; /* of a process that has this memory and does not stand still */
+    }
+    return error ? tree_fail(tree, error, "a handler's frame", task->pid, 0, -1, 0, NULL) : 0;
+}
+
+/* ---- and on ---- */
+
+/* Its own of before, one that nobody has had, or the first that nobody has; -1 = none. */
+static int take_slot(struct task *owner, const struct thread *thread) {
+    struct slot slots[TRANSFER_SLOTS];
+    int count = read_slots(owner, slots), found = -1;
+    for (int i = count - 1; i >= 0; i--) {
+        bool own = slots[i].magic == SLOT_MAGIC && slots[i].tid == thread->tid;
+        if (own && !patch_frames(owner, thread, &slots[i], slot_place(&owner->bridge, (unsigned)i))) {
+            found = i;
+            break;
+        }
+        if (owner->bridge.transfers & 1U << i)
+            continue;
+        if (found < 0 || slots[found].magic || !slots[i].magic)
+            found = i;
+    }
+    if (found >= 0)
+        owner->bridge.transfers |= 1U << found;
+    return found;
+}
+
+void transfer_go_on(ckpt_tree *tree, struct thread *thread) {
+    struct task *task = tree_task(tree, thread->pid);
+    const struct restart_row *row = restart_row(thread->decision.nr);
+    if (thread->decision.action != CKPT_GO_ON || !row || row->goes_on == GOES_ON_NOT || !task)
+        return;
+    struct task *owner = memory_owner(tree, task);
+    struct user_regs_struct regs = thread->regs;
+    uint64_t arg[6], done = (uint64_t)thread->decision.value;
+    int index = vdso_tail(tree, owner) < 0 ? -1 : take_slot(owner, thread);
+    tree_fault_clear(tree);
+    restart_arguments(&regs, arg);
+    if (index < 0 || done >= arg[row->wanted_arg])
+        return;
+    struct slot slot = {.back = regs.rip, .magic = SLOT_MAGIC, .done = (uint32_t)done, .tid = thread->tid, .nr = (uint16_t)row->nr,
+                        .buffer_arg = NO_ARG, .count_arg = row->wanted_arg, .count = arg[row->wanted_arg]};
+    if (row->goes_on == GOES_ON_FROM_BUFFER) {
+        slot.buffer_arg = (uint8_t)(row->wanted_arg - 1);
+        slot.buffer = arg[slot.buffer_arg];
+        *argument(&regs, slot.buffer_arg) = slot.buffer + done;
+    }
+    *argument(&regs, slot.count_arg) = slot.count - done;
+    write_code(&slot);
+    ckpt_addr_t at = slot_place(&owner->bridge, (unsigned)index);
+    if (sys_pwrite(owner->mem, &slot, sizeof slot, at) != sizeof slot)
+        return;
+    regs.rip = at;
+    regs.rax = (uint64_t)row->nr;
+    regs.orig_rax = ~UINT64_C(0);
+    sys_ptrace(PTRACE_SETREGS, thread->tid, 0, (uintptr_t)&regs); /* else it has the short count */
+}
+
+bool transfer_slots_only(const uint8_t *room, size_t size) {
+    for (size_t left = size; left;) {
+        const struct slot *slot = (const void *)(room + left - TRANSFER_SLOT);
+        if (left >= TRANSFER_SLOT && slot->magic == SLOT_MAGIC) {
+            left -= TRANSFER_SLOT;
+            continue;
+        }
+        size_t part = left < TRANSFER_SLOT ? left : TRANSFER_SLOT;
+        for (size_t i = left - part; i < left; i++)
+            if (room[i])
+                return false;
+        left -= part;
+    }
+    return true;
+}

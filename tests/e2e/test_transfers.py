@@ -1,0 +1,178 @@
+"""Transfers that a stop cuts short go on: the program gets whole counts, its registers as they were, and every byte once."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.harness import Ckpt, Victim, build
+from tests.harness.victim import BIN, PYTHON, within
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: acts on other processes")
+
+CALLS = {"write", "sendto", "sendfile", "splice", "recvfrom"}
+
+Start = Callable[..., Victim]
+
+
+@pytest.fixture
+def started() -> Iterator[Start]:
+    build()
+    victims: list[Victim] = []
+
+    def start(*words: str) -> Victim:
+        victims.append(Victim([str(BIN / "transfers"), *words], timeout_s=60))
+        return victims[-1]
+
+    yield start
+    for victim in victims:
+        victim.end()
+
+
+def die(ckpt: Ckpt, target: Victim) -> int:
+    made = ckpt.snapshot(target.pid, "--kill")
+    target.kill()
+    return int(made["generation"])
+
+
+def gone_on(ckpt: Ckpt) -> set[str]:
+    """The calls that go on by what the last generation tells; nobody sees a short count."""
+    rows = ckpt.json("show", "latest", "--threads")["threads"]
+    assert [row["reason"] for row in rows if row["disturbed"]] == []
+    return {row["reason"].split()[0] for row in rows if row["action"] == "go-on"}
+
+
+def stall(ckpt: Ckpt, target: Victim) -> None:
+    """The other ends stand still, where each call has done a part; the last generation holds them so."""
+
+    def each_has_begun() -> bool:
+        target.ask("go")
+        time.sleep(0.05)
+        target.ask("stall")
+        ckpt.snapshot(target.pid)
+        return gone_on(ckpt) >= CALLS
+
+    assert within(60, each_has_begun)
+
+
+def test_no_count_is_short(ckpt: Ckpt, started: Start) -> None:
+    target, seen = started(), set[str]()
+    for turn in range(12):
+        ckpt.snapshot(target.pid, *(["--tracker", "compare"] if turn % 3 == 2 else []))
+        seen |= gone_on(ckpt)
+        target.verify()
+    assert seen >= CALLS
+
+
+def test_those_that_stand_still(ckpt: Ckpt, started: Start) -> None:
+    """Cut again and again, in the same place: each time they go on from there."""
+    target = started()
+    stall(ckpt, target)
+    for _ in range(3):
+        ckpt.snapshot(target.pid)
+        assert gone_on(ckpt) >= CALLS
+    target.ask("go")
+    time.sleep(0.3)
+    target.verify()
+
+
+def test_rolled_back(ckpt: Ckpt, started: Start) -> None:
+    target = started()
+    stall(ckpt, target)
+    target.ask("go")
+    time.sleep(0.2)
+    for _ in range(3):
+        done = ckpt.json("rollback", "latest", "--pid", target.pid)
+        assert done["disturbed"] == []
+        target.ask("go")
+        time.sleep(0.2)
+        target.verify()
+
+
+@pytest.mark.parametrize("still", [False, True], ids=["in the middle", "standing still"])
+def test_restored(still: bool, ckpt: Ckpt, started: Start) -> None:
+    target = started()
+    for turn in range(3):
+        if still:
+            stall(ckpt, target)
+        generation = die(ckpt, target)
+        if turn == 0:
+            assert ckpt.json("verify", generation)["differences"] == []
+        target.revive(lambda words, number=generation: int(ckpt.json("restore", number, *words)["pid"]))
+        target.ask("go")
+        time.sleep(0.2)
+        target.verify()
+
+
+def test_restored_lazily(ckpt: Ckpt, started: Start) -> None:
+    target = started()
+    generation = die(ckpt, target)
+    target.revive(lambda words: int(ckpt.json("restore", "--lazy", generation, *words)["pid"]))
+    time.sleep(0.3)
+    target.verify()
+
+
+def test_signals_come_meanwhile(ckpt: Ckpt, started: Start) -> None:
+    target = started("signals")
+    for _ in range(10):
+        ckpt.snapshot(target.pid)
+        target.verify()
+
+
+@pytest.mark.parametrize("then", ["goes on", "rolled back", "restored"])
+def test_a_handler_stands_over_it(then: str, ckpt: Ckpt, started: Start) -> None:
+    """Its frame returned into the instructions that carry the transfer on: it returns to the program's own, with a short count."""
+    target = started("handlers")
+    stall(ckpt, target)
+    target.ask("hold")
+    generation = ckpt.snapshot(target.pid)["generation"]
+    if then == "rolled back":
+        target.ask("release")
+        target.ask("go")
+        ckpt.json("rollback", generation, "--pid", target.pid)
+    elif then == "restored":
+        target.kill()
+        target.revive(lambda words: int(ckpt.json("restore", generation, *words)["pid"]))
+    target.ask("release")
+    target.ask("go")
+    time.sleep(0.3)
+    target.verify()
+
+
+def test_killed_at_any_moment(ckpt: Ckpt, started: Start) -> None:
+    """A count may be short then, as one that a signal has cut; no byte is lost or comes twice."""
+    target = started("handlers")
+    for _ in range(15):
+        running = ckpt.start("snapshot", target.pid)
+        time.sleep(random.uniform(0, 0.25))
+        running.send_signal(signal.SIGKILL)
+        ckpt.finish(running)
+        target.verify()
+    ckpt.snapshot(target.pid)
+    target.verify()
+
+
+LIMITED = """
+import socket, struct, threading, time
+one, other = socket.socketpair()
+one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack('qq', 60, 0))
+got = []
+threading.Thread(target=lambda: got.append(one.send(bytes(1 << 20))), daemon=True).start()
+time.sleep(0.3)
+print('READY', flush=True)
+for _ in iter(input, 'end'): print(got and got[0] or 0, flush=True)
+"""
+
+
+def test_one_with_a_time_out_does_not(ckpt: Ckpt) -> None:
+    """Its time would begin again: the short count is told instead."""
+    with Victim([PYTHON, "-c", LIMITED]) as target:
+        ckpt.snapshot(target.pid, "--tracker", "compare")
+        assert within(5, lambda: int(target.ask("got")) > 0)
+        (row,) = [row for row in ckpt.json("show", "latest", "--threads")["threads"] if row["disturbed"]]
+        assert (row["action"], row["raw_retval"]) == ("keep", int(target.ask("got")))
