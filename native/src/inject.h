@@ -41,7 +41,7 @@ int inject_refused(ckpt_tree *tree, const struct thread *thread);
 void inject_note_status(const ckpt_tree *tree, struct task *task, const char *text, size_t bytes);
 
 /* transfer.c */
-enum { TRANSFER_SLOT = 104, TRANSFER_SLOTS = 12 };
+enum { TRANSFER_SLOT = 112, TRANSFER_SLOTS = 12 };
 /* At a stop: a thread in a slot is put back behind its call, with a short count. */
 int transfer_met(struct thread *thread);
 bool transfer_can_go_on(ckpt_tree *tree, const struct thread *thread, const struct user_regs_struct *regs);

@@ -4,7 +4,8 @@
  * is sent into a few instructions of its own in the vdso's tail ("slot"), which call for the rest, add what had been done, put the
  * argument registers back and jump to where the program goes on. No tracer is needed for that: nobody's death matters.
  *
- *     +0 syscall   +2 test rax,rax   +5 jns +14   +7 mov eax, DONE   +12 jmp +20   +14 add rax, DONE   +20 the registers   +50 jmp back
+ *     +0 syscall   +2 test rax,rax   +5 jns +19   +7 cmp eax,-EPIPE   +10 jle +25   +12 mov eax, DONE   +17 jmp +25
+ *     +19 add rax, DONE   +25 the registers   +55 jmp back
  *
  * Invariants
  *  1. Outside of a thaw no thread of a stopped tree is in a slot: whoever is met there is put back at its call's end with the count that it
@@ -15,7 +16,9 @@
  *  4. Only calls that the stop alone has cut (restart.c), that wait without a limit (a time-out would begin again), and whose descriptor
  *     blocks; not under a seccomp filter or syscall user dispatch, which may look at where a call comes from. Where there is no slot
  *     the count stays short.
- *  5. No memory but the slot is touched, no flag that a system call leaves defined. A handler that comes meanwhile finds an address of the vdso.
+ *  5. An error ends it with what had been done. But who sends gets an error of the connection itself: the kernel tells it once, and has told
+ *     it to us (without a stop the count would come first, and the error with the next call).
+ *  6. No memory but the slot is touched, no flag that a system call leaves defined. A handler that comes meanwhile finds an address of the vdso.
  */
 #define _GNU_SOURCE
 #include "inject.h"
@@ -31,7 +34,7 @@
 #include <sys/uio.h>
 
 enum {
-    CALLED = 2, TESTED = 5, FAILED = 7, FAILED_END = 12, ADD = 14, ADDED = 20, BACK = 56, /* offsets in a slot */
+    CALLED = 2, TESTED = 5, FAILED = 7, CHOSEN = 10, GIVE = 12, GIVEN = 17, ADD = 19, ADDED = 25, JUMP = 55, BACK = 64, /* offsets in a slot */
     STACK_BYTES = 256 * 1024,
     GET_DISPATCH = 0x4210, /* PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG */
     USER64_CS = 0x33,
@@ -48,7 +51,7 @@ struct slot {
     int32_t tid;                      /* whose it is */
     uint16_t nr;
     uint8_t buffer_arg, count_arg;    /* buffer_arg: NO_ARG = none */
-    uint8_t spare[4];
+    uint8_t sends, spare[3];
 };
 _Static_assert(sizeof(struct slot) == TRANSFER_SLOT, "vdso.c counts them");
 
@@ -67,27 +70,34 @@ static void load(uint8_t *at, unsigned index, uint64_t value) { /* movabs argume
 }
 
 static void write_code(struct slot *slot) {
-    static const uint8_t begin[ADDED] = {0x0f, 0x05, 0x48, 0x85, 0xc0, 0x79, 0x07, 0xb8, 0, 0, 0, 0, 0xeb, 0x06, 0x48, 0x05};
+    static const uint8_t begin[ADDED] = {0x0f, 0x05, 0x48, 0x85, 0xc0, 0x79, 0x0c, 0x83, 0xf8, 0xe0, 0x7e, 0x0d, 0xb8, 0, 0, 0, 0, 0xeb, 0x06, 0x48, 0x05};
+    static const uint8_t nothing[2] = {0x66, 0x90}, jump[6] = {0xff, 0x25, BACK - JUMP - sizeof jump};
+    unsigned first = slot->buffer_arg == NO_ARG ? slot->count_arg : slot->buffer_arg;
     memcpy(slot->code, begin, sizeof begin);
-    memcpy(slot->code + FAILED + 1, &slot->done, sizeof slot->done);
+    if (!slot->sends)
+        memcpy(slot->code + CHOSEN, nothing, sizeof nothing);
+    memcpy(slot->code + GIVE + 1, &slot->done, sizeof slot->done);
     memcpy(slot->code + ADD + 2, &slot->done, sizeof slot->done);
-    load(slot->code + ADDED, slot->buffer_arg == NO_ARG ? slot->count_arg : slot->buffer_arg,
-         slot->buffer_arg == NO_ARG ? slot->count : slot->buffer);
+    load(slot->code + ADDED, first, first == slot->count_arg ? slot->count : slot->buffer);
     load(slot->code + ADDED + 10, slot->count_arg, slot->count);
     slot->code[ADDED + 20] = 0x48; /* movabs rcx, back: what a syscall instruction there would have left */
     slot->code[ADDED + 21] = 0xb9;
     memcpy(slot->code + ADDED + 22, &slot->back, sizeof slot->back);
-    slot->code[ADDED + 30] = 0xff; /* jmp [rip] */
-    slot->code[ADDED + 31] = 0x25;
+    memcpy(slot->code + JUMP, jump, sizeof jump);
 }
 
-/* The count with which the program goes on, of a thread at `at` in the slot's code. */
+/* Of a connection (EPIPE, ECONNRESET, ...), which is at its end: not that this call has been interrupted, or found no room. */
+static bool ends(int64_t rax) { return rax <= -EPIPE && rax > -512; }
+
+/* What the program goes on with, of a thread at `at` in the slot's code. */
 static uint64_t count_at(const struct slot *slot, size_t at, int64_t rax) {
-    if (at == 0 || at == FAILED)
+    if (at == 0 || at == GIVE)
         return slot->done;
-    if (at <= TESTED || at == ADD)
-        return slot->done + (rax > 0 ? (uint64_t)rax : 0);
-    return (uint64_t)rax;
+    if (at == GIVEN || at >= ADDED)
+        return (uint64_t)rax;
+    if (rax >= 0)
+        return slot->done + (uint64_t)rax;
+    return slot->sends && ends(rax) ? (uint64_t)rax : slot->done;
 }
 
 /* Which slot an address is in by its place alone: they are counted from the page's end. */
@@ -150,11 +160,15 @@ static bool filtered(ckpt_tree *tree, const struct thread *thread) {
 
 bool transfer_can_go_on(ckpt_tree *tree, const struct thread *thread, const struct user_regs_struct *regs) {
     const struct restart_row *row = restart_row((int64_t)regs->orig_rax);
-    const struct task *task = tree_task(tree, thread->pid);
+    struct task *task = tree_task(tree, thread->pid);
     uint64_t arg[6];
     restart_arguments(regs, arg);
     if (!row || row->goes_on == GOES_ON_NOT || !task || (int64_t)regs->rax <= 0 || regs->rax > INT32_MAX || filtered(tree, thread))
         return false;
+    if (vdso_tail(tree, task) < 0) {
+        tree_fault_clear(tree);
+        return false;
+    }
     if (row->timeout_form != TIMEOUT_RECEIVE && row->timeout_form != TIMEOUT_SEND)
         return true; /* its descriptors are files, or it has none */
     bool between = row->goes_on == GOES_ON_BY_COUNT; /* splice(in, offset, out, ...), sendfile(out, in, ...) */
@@ -277,7 +291,7 @@ void transfer_go_on(ckpt_tree *tree, struct thread *thread) {
     if (index < 0 || done >= arg[row->wanted_arg])
         return;
     struct slot slot = {.back = regs.rip, .magic = SLOT_MAGIC, .done = (uint32_t)done, .tid = thread->tid, .nr = (uint16_t)row->nr,
-                        .buffer_arg = NO_ARG, .count_arg = row->wanted_arg, .count = arg[row->wanted_arg]};
+                        .sends = row->timeout_form == TIMEOUT_SEND, .buffer_arg = NO_ARG, .count_arg = row->wanted_arg, .count = arg[row->wanted_arg]};
     if (row->goes_on == GOES_ON_FROM_BUFFER) {
         slot.buffer_arg = (uint8_t)(row->wanted_arg - 1);
         slot.buffer = arg[slot.buffer_arg];

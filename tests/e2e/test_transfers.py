@@ -176,3 +176,43 @@ def test_one_with_a_time_out_does_not(ckpt: Ckpt) -> None:
         assert within(5, lambda: int(target.ask("got")) > 0)
         (row,) = [row for row in ckpt.json("show", "latest", "--threads")["threads"] if row["disturbed"]]
         assert (row["action"], row["raw_retval"]) == ("keep", int(target.ask("got")))
+
+
+ENDS = """
+import os, signal, socket, struct, threading
+signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+def tcp():
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        one = socket.create_connection(server.getsockname())
+        return one, server.accept()[0]
+one, other = tcp() if KIND == 'tcp' else socket.socketpair()
+got = []
+def send():
+    for _ in range(2):
+        try:
+            got.append(one.send(bytes(64 << 20)))
+        except OSError as error:
+            got.append(-error.errno)
+threading.Thread(target=send, daemon=True).start()
+import time; time.sleep(0.3)
+print('READY', flush=True)
+for what in iter(input, 'end'):
+    if what == 'reset':
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+        other.close()
+    print(*got, flush=True)
+"""
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_the_other_end_goes_away(kind: str, ckpt: Ckpt) -> None:
+    """Who sends hears of it, as without a stop: if not behind a count, then at once."""
+    with Victim([PYTHON, "-c", f"KIND = {kind!r}\n{ENDS}"]) as target:
+        ckpt.snapshot(target.pid)
+        assert gone_on(ckpt) == {"sendto"}
+        assert target.ask("look") == ""
+        target.ask("reset")
+        assert within(10, lambda: len(target.ask("look").split()) == 2)
+        first, second = map(int, target.ask("look").split())
+        assert first in (-104, -32)
+        assert second in (-104, -32)
