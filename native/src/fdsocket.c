@@ -235,19 +235,30 @@ static int queued(struct window *window, const struct open_fd *entry, int dup) {
 
 int diag_open(void) { return sys_socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG); }
 
-static int unix_diag(struct window *window, const struct open_fd *entry) {
+/* The kernel's answer about one socket, which stands behind `head`; -1: none, now. */
+static ssize_t ask_unix(int diag, uint32_t ino, char *reply, size_t room) {
     struct {
         struct nlmsghdr head;
         struct unix_diag_req request;
     } ask = {.head = {.nlmsg_len = sizeof ask, .nlmsg_type = SOCK_DIAG_BY_FAMILY, .nlmsg_flags = NLM_F_REQUEST},
-             .request = {.sdiag_family = AF_UNIX, .udiag_states = ~0u, .udiag_ino = (uint32_t)entry->ino, .udiag_show = 0x7f,
-                         .udiag_cookie = {~0u, ~0u}}};
-    _Alignas(8) char reply[DIAG_ROOM];
-    ssize_t got = window->diag < 0 ? -1 : sys_diag(window->diag, &ask, sizeof ask, reply, sizeof reply);
+             .request = {.sdiag_family = AF_UNIX, .udiag_states = ~0u, .udiag_ino = ino, .udiag_show = 0x7f, .udiag_cookie = {~0u, ~0u}}};
+    ssize_t got = diag < 0 ? -1 : sys_diag(diag, &ask, sizeof ask, reply, room);
     const struct nlmsghdr *head = (const void *)reply;
-    if (got < (ssize_t)sizeof *head || head->nlmsg_type != SOCK_DIAG_BY_FAMILY || head->nlmsg_len > (size_t)got)
+    const struct unix_diag_msg *about = (const void *)(head + 1);
+    bool right = got >= (ssize_t)(sizeof *head + sizeof *about) && head->nlmsg_type == SOCK_DIAG_BY_FAMILY && head->nlmsg_len <= (size_t)got;
+    return right && about->udiag_ino == ino ? (ssize_t)(head->nlmsg_len - sizeof *head) : -1;
+}
+
+/* Once in many thousand captures there was no answer about a socket that was there, nobody knows why: it is asked again. */
+static int unix_diag(struct window *window, const struct open_fd *entry) {
+    enum { TRIES = 3 };
+    _Alignas(8) char reply[DIAG_ROOM];
+    ssize_t bytes = -1;
+    for (int i = 0; i < TRIES && bytes < 0; i++)
+        bytes = ask_unix(window->diag, (uint32_t)entry->ino, reply, sizeof reply);
+    if (bytes < 0)
         return 0; /* in another network namespace, or not allowed */
-    return sink_record(window->sink, CKPT_R_FD_WORK, entry->pid, 0, entry->fd, CKPT_W_UNIX_DIAG, head + 1, head->nlmsg_len - sizeof *head);
+    return sink_record(window->sink, CKPT_R_FD_WORK, entry->pid, 0, entry->fd, CKPT_W_UNIX_DIAG, (const struct nlmsghdr *)(void *)reply + 1, (size_t)bytes);
 }
 
 static bool is_loopback(const struct sockaddr_in *name) { return ntohl(name->sin_addr.s_addr) >> 24 == IN_LOOPBACKNET; }

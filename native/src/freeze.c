@@ -235,6 +235,8 @@ static int attempt(ckpt_tree *tree, pid_t pid, pid_t *ret_slow) {
     if (*ret_slow)
         return -EAGAIN;
     tree_drop_gone(tree);
+    for (size_t i = 0; i < tree->task_count; i++)
+        tree->tasks[i].bridge.promised = 0;
     pace_begin(&tree->pace);
     scan_freezing(tree, cpu);
     pace_ticking(&tree->pace, true);

@@ -131,6 +131,12 @@ int transfer_met(struct thread *thread) {
 
 /* ---- whether ---- */
 
+static unsigned slot_count(const struct bridge *bridge) {
+    ckpt_addr_t begin = bridge->tail + NOTE_BYTES + STUB_BYTES;
+    unsigned count = begin < bridge->tail_end ? (unsigned)((bridge->tail_end - begin) / TRANSFER_SLOT) : 0;
+    return count < TRANSFER_SLOTS ? count : TRANSFER_SLOTS;
+}
+
 /* Blocks without a limit: of a pipe or a file there is none. */
 static bool waits_for_ever(const struct task *task, int fd) {
     _cleanup_close_ int ours = sys_pidfd_getfd(task->pidfd, fd);
@@ -158,17 +164,7 @@ static bool filtered(ckpt_tree *tree, const struct thread *thread) {
     return !sys_ptrace(GET_DISPATCH, thread->tid, sizeof dispatch, (uintptr_t)&dispatch) && dispatch.mode;
 }
 
-bool transfer_can_go_on(ckpt_tree *tree, const struct thread *thread, const struct user_regs_struct *regs) {
-    const struct restart_row *row = restart_row((int64_t)regs->orig_rax);
-    struct task *task = tree_task(tree, thread->pid);
-    uint64_t arg[6];
-    restart_arguments(regs, arg);
-    if (!row || row->goes_on == GOES_ON_NOT || !task || (int64_t)regs->rax <= 0 || regs->rax > INT32_MAX || filtered(tree, thread))
-        return false;
-    if (vdso_tail(tree, task) < 0) {
-        tree_fault_clear(tree);
-        return false;
-    }
+static bool blocks(const struct task *task, const struct restart_row *row, const uint64_t arg[6]) {
     if (row->timeout_form != TIMEOUT_RECEIVE && row->timeout_form != TIMEOUT_SEND)
         return true; /* its descriptors are files, or it has none */
     bool between = row->goes_on == GOES_ON_BY_COUNT; /* splice(in, offset, out, ...), sendfile(out, in, ...) */
@@ -176,13 +172,22 @@ bool transfer_can_go_on(ckpt_tree *tree, const struct thread *thread, const stru
     return waits_for_ever(task, (int)arg[0]) && (!between || waits_for_ever(task, (int)arg[other]));
 }
 
-/* ---- the slots of a memory ---- */
-
-static unsigned slot_count(const struct bridge *bridge) {
-    ckpt_addr_t begin = bridge->tail + NOTE_BYTES + STUB_BYTES;
-    unsigned count = begin < bridge->tail_end ? (unsigned)((bridge->tail_end - begin) / TRANSFER_SLOT) : 0;
-    return count < TRANSFER_SLOTS ? count : TRANSFER_SLOTS;
+bool transfer_can_go_on(ckpt_tree *tree, const struct thread *thread, const struct user_regs_struct *regs) {
+    const struct restart_row *row = restart_row((int64_t)regs->orig_rax);
+    struct task *task = tree_task(tree, thread->pid);
+    uint64_t arg[6];
+    restart_arguments(regs, arg);
+    if (!row || row->goes_on == GOES_ON_NOT || !task || (int64_t)regs->rax <= 0 || regs->rax > INT32_MAX || filtered(tree, thread))
+        return false;
+    bool room = !vdso_tail(tree, task) && task->bridge.promised < slot_count(&task->bridge);
+    tree_fault_clear(tree);
+    if (!room || !blocks(task, row, arg))
+        return false;
+    task->bridge.promised++;
+    return true;
 }
+
+/* ---- the slots of a memory ---- */
 
 static ckpt_addr_t slot_place(const struct bridge *bridge, unsigned index) { return bridge->tail_end - (index + 1) * TRANSFER_SLOT; }
 

@@ -11,7 +11,19 @@ from ckpt.model import Action
 from ckpt.syscalls import emit, int80
 from ckpt.syscalls.decide import ARGS, ORIG_RAX, RAX, RCX, RIP, Waited, decide, finite, unpack
 from ckpt.syscalls.names import NUMBERS, name, nr
-from ckpt.syscalls.table import BY_NR, EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, NO_ARG, RESTART_CODES, ROWS, Row, Timeout
+from ckpt.syscalls.table import (
+    BY_NR,
+    EINTR,
+    ERESTART_RESTARTBLOCK,
+    ERESTARTNOHAND,
+    NO_ARG,
+    RESTART_CODES,
+    ROWS,
+    GoesOn,
+    Row,
+    Timeout,
+    Vector,
+)
 from ckpt.syscalls.told import Told
 
 MASK = 2**64 - 1
@@ -240,6 +252,21 @@ def test_short_counts(call: str, args: tuple[int, ...], count: int, disturbed: b
 )
 def test_short_counts_in_words(call: str, args: tuple[int, ...], count: int, words: str) -> None:
     assert decide(regs(call, count, args), False).reason == words
+
+
+def test_what_goes_on_is_no_short_count() -> None:
+    decision = decide(regs("sendto", 4096, (3, 0x7000, 10000, 0)), False, goes_on=True)
+    assert (decision.action, decision.value, decision.disturbed) == (Action.GO_ON, 4096, False)
+    assert decision.reason == "sendto had done 4096 of 10000: it goes on with the rest"
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.goes_on is not GoesOn.NOT], ids=lambda row: row.name)
+def test_what_goes_on_has_one_buffer_and_a_count(row: Row) -> None:
+    """native/src/transfer.c: both are in registers."""
+    assert row.partial
+    assert row.vector is Vector.NONE
+    assert row.wanted_arg != NO_ARG
+    assert row.nr < 1 << 16
 
 
 def test_io_pgetevents_with_a_timeout_starts_it_anew() -> None:
