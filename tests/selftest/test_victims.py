@@ -35,7 +35,7 @@ def test_ready_verify_gone(name: str, tmp_path: Path) -> None:
 def test_every_program_is_in_use() -> None:
     """No victim lies about unused: each C program is a workload of the harness, or one with a driver of its own."""
     used = {Path(command[0]).name for command in WORKLOADS.values() if command[0].startswith("bin/")}
-    driven = {"asker", "calls", "clocks", "counts", "deadlines", "dirty", "layout", "limits", "memops", "storm"}
+    driven = {"asker", "calls", "clocks", "counts", "deadlines", "dirty", "layout", "limits", "memops", "storm", "transfers"}
     assert {path.stem for path in HERE.glob("*.c")} <= used | driven
     drivers = "".join(path.read_text() for path in HERE.parent.glob("*/*.py") if path != Path(__file__))
     assert [name for name in driven if not re.search(rf"bin/{name}\b|BIN / \"{name}\"|\"{name}\"", drivers)] == []
