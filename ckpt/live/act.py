@@ -16,6 +16,7 @@ from typing import Any
 
 from ckpt.errors import CkptError
 from ckpt.live.core import Sink, SpaceRuns, Track, Tree
+from ckpt.live.numbers import refused
 from ckpt.model import SIGCHLD, Action, Arg, RemoteArg, RemoteCall, RetvalDecision, Snapshot, Thread
 from native._native import ffi, lib
 
@@ -167,11 +168,11 @@ def threads_end(tree: Tree, pid: int, tids: Sequence[int]) -> None:
 
 
 def threads_spawn(tree: Tree, pid: int, tids: Sequence[int]) -> list[int]:
-    """Threads with these numbers (0 = any); their numbers as we see them. EEXIST: one belongs to somebody else by now."""
+    """Threads with these numbers (0 = any); their numbers as we see them. RefusedError: one belongs to somebody else."""
     made = ffi.new("int32_t[]", max(len(tids), 1))
     code = int(lib.ckpt_threads_spawn(tree.handle, tree.ours(pid), ffi.new("int32_t[]", list(tids)), len(tids), made))
     if code == -errno.EEXIST:
-        raise CkptError(f"task {pid}: a thread number of {', '.join(map(str, tids))} is taken by another task")
+        raise refused(taken := tree.fault().tid, f"thread {taken} of task {pid}")
     tree.check(code, "make threads")
     return [int(tid) for tid in made[0 : len(tids)]]
 

@@ -31,9 +31,9 @@ from types import TracebackType
 from typing import Self
 
 from ckpt.errors import CkptError, PermissionDeniedError, RefusedError
-from ckpt.live import act, clock, core, surgeon
+from ckpt.live import act, clock, core, numbers, surgeon
 from ckpt.live.ending import kill
-from ckpt.live.numbers import holders, is_dead, patience
+from ckpt.live.numbers import is_dead, patience
 from ckpt.live.runtime import start_ticks
 from ckpt.model import PidRef, Snapshot
 from ckpt.plan.family import Family, Step
@@ -210,9 +210,7 @@ def _when_free(pid: int, make: Callable[[], tuple[int, int]]) -> int:
 
 def _refused(code: int, pid: int) -> CkptError:
     if code == -errno.EEXIST:
-        found = holders(pid)
-        why = min(found, key=lambda one: one.patience_s).text if found else "is taken"
-        return RefusedError(f"pid {pid}: {why}: end it, or restore with --new-pid or --pid-namespace")
+        return numbers.refused(pid)
     if code in (-errno.EPERM, -errno.EACCES):
         return PermissionDeniedError(f"pid {pid}: choosing it needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN: run as root, or use --new-pid")
     if code == -errno.EINVAL and all(line.split()[4] != "/" for line in Path("/proc/self/mountinfo").read_text().splitlines()):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ckpt.errors import RefusedError
 from ckpt.history.open import Generation, History, Mode, open_store
 from ckpt.kinds.table import table
 from ckpt.live import runtime
@@ -124,7 +125,7 @@ def _begin(request: Request, clock: Clock, stack: ExitStack, progress: Callable[
         clock.lap("replaced")
     later = {part.task.mm: part.runs() for part in later_parts(around.wanted)} if request.lazy else {}
     pages = stack.enter_context(Pages(history.pages(generation.number), around.wanted, later))
-    born = _newborns(request, around.wanted, streams)  # by the thread whose children they stay
+    born = _newborns(request, generation, around.wanted, streams)  # by the thread whose children they stay
     run = _Run(request, history, generation, born, pages, Rebirth(around.wanted, born, request.tcp, clock))
 
     def fill() -> tuple[Result, LazyServer | None]:
@@ -139,10 +140,15 @@ def _begin(request: Request, clock: Clock, stack: ExitStack, progress: Callable[
     return fill() if request.lazy else born.tree.by_own_tracer(fill)  # the server of a lazy one stays its tracer
 
 
-def _newborns(request: Request, wanted: Snapshot, streams: Streams) -> Newborns:
+def _newborns(request: Request, generation: Generation, wanted: Snapshot, streams: Streams) -> Newborns:
     own_session = not request.foreground or bool(wanted.task(wanted.root.pid).attributes.get("terminal"))
     then = clocks_then(wanted.features) if request.clock is View.CONTINUE else None
-    return Newborns(wanted, request.place, streams.numbers, namespaces=CLONE_NEWNS, own_session=own_session, then=then)
+    try:
+        return Newborns(wanted, request.place, streams.numbers, namespaces=CLONE_NEWNS, own_session=own_session, then=then)
+    except RefusedError:
+        if request.place is Place.SAME and replacing.living(generation, wanted) is not None:
+            raise RefusedError(replacing.still_lives(generation)) from None
+        raise
 
 
 def _of_clocks(request: Request, wanted: Snapshot, born: Newborns) -> list[str]:
@@ -159,6 +165,8 @@ def _of_clocks(request: Request, wanted: Snapshot, born: Newborns) -> list[str]:
 
 def _rehearse(request: Request, wanted: Snapshot, streams: Streams, old: PidRef) -> None:
     """The plan alone, on newborns that nobody knows: what would be refused is refused before the living one is ended."""
+    if request.place is Place.SAME:
+        replacing.refuse_strangers(old, wanted)
     with Newborns(wanted, Place.NEW, streams.numbers) as born:
         Rebirth(wanted, born, request.tcp, Clock()).planned(spared=replacing.sockets(old))
 
