@@ -37,11 +37,11 @@ assert _CALL.size == ffi.sizeof("struct ckpt_call")
 
 
 class CallFailed(CkptError):
-    """A remote call gave an error, or less than was expected. `index` is its place in the batch."""
+    """A remote call gave an error, or less than was expected. `index` is its place in the batch, `result` what it gave."""
 
-    def __init__(self, text: str, index: int) -> None:
+    def __init__(self, text: str, index: int, call: RemoteCall, result: int = 0) -> None:
         super().__init__(text)
-        self.index = index
+        self.index, self.call, self.result = index, call, result
 
 
 class _Packed:
@@ -143,9 +143,10 @@ def _check(tid: int, calls: Sequence[RemoteCall], results: Sequence[int], first:
     for index, (item, got) in enumerate(zip(calls, results, strict=False), first):
         if item.expect is not None and got < item.expect:
             reason = os.strerror(-got) if -4096 < got < 0 else f"gave {got:#x}"
-            raise CallFailed(f"thread {tid}: {item.note}: {reason}", index)
+            raise CallFailed(f"thread {tid}: {item.note}: {reason}", index, item, got)
     if len(results) < len(calls):
-        raise CallFailed(f"thread {tid}: {calls[len(results)].note}: did not run", first + len(results))
+        left = calls[len(results)]
+        raise CallFailed(f"thread {tid}: {left.note}: did not run", first + len(results), left)
 
 
 def _padded(data: bytes) -> bytes:

@@ -24,7 +24,7 @@ class Rebirth:
     def __init__(self, wanted: Snapshot, born: Newborns, tcp: str, clock: Clock, *, scratch: bool = False) -> None:
         self.wanted, self.born, self.tcp, self.clock, self.scratch = wanted, born, tcp, clock, scratch
 
-    def planned(self, spared: Collection[int] = ()) -> tuple[Snapshot, Reborn, Plan]:
+    def planned(self, spared: Collection[int] | None = None) -> tuple[Snapshot, Reborn, Plan]:
         """The newborns, what they are to become, and how. Raises RefusedError. `spared`: sockets that will be gone by then."""
         with core.Sink(SINK_PAGES, None) as sink:
             now = self.born.seen(Layout(self.born.tree, None, (), sink, newborn=True).take())
@@ -47,7 +47,10 @@ class Rebirth:
         whole = not (lazy or self.scratch)
         executor = Executor(self.born.tree, made, now, wanted, stop=stop, rebuild=whole, keeps=whole)
         executor.begin()
-        executor.before_pages()
+        try:
+            executor.before_pages()
+        except act.CallFailed as failed:
+            raise names.met(self.born.ref.pid, self.wanted, failed) or failed from None
         self.clock.lap("layout")
         pages.put(self.born.tree, wanted)
         with objects.Contents(wanted, made.objects, pages.source, self.born.tree.ours) as contents:

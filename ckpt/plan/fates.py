@@ -92,8 +92,16 @@ class Fates:
 
     def _refuse(self, file: OpenFile, reason: object) -> None:
         pid, fd = self.at_wanted[file.id][0]
-        self.said[pid].refusals.append(f"fd {fd} of task {pid} ({self.wanted.task(pid).comm}): {reason}; ckpt restore --replace")
+        self.said[pid].refusals.append(f"fd {fd} of task {pid} ({self.wanted.task(pid).comm}): {reason}{self._way_out(file)}")
         self.of[file.id] = Fate()
+
+    def _way_out(self, file: OpenFile) -> str:
+        """What cannot be made in place cannot be made for a new process, but --fd puts something else there, by a number of the root."""
+        root = next((fd for pid, fd in self.at_wanted[file.id] if pid == self.wanted.root.pid), None)
+        instead = f"--fd {root}=PATH" if root is not None else ""
+        if self.newborn:
+            return f"; ckpt restore {instead} opens another file in its place" if instead else ""
+        return f"; ckpt restore --replace {instead}".rstrip()
 
     def _warn(self, file: OpenFile, text: str) -> None:
         pid, fd = self.at_wanted[file.id][0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,3 +104,80 @@ def test_a_rollback_whose_threads_number_is_taken_changes_nothing(ckpt: Ckpt) ->
                 assert not program.stands_still()
         assert ckpt.run("rollback", generation).code == 0
         assert program.tell("one.is_alive()") is True
+
+
+# ---- files and ports ----
+
+OPENED = (
+    "open('file', 'w').write('0123456789'); fd = os.open('file', os.O_RDWR); at = os.lseek(fd, 6, 0); high = os.dup2(fd, 77); os.close(fd)"
+)
+MAPPED = """made = open("file", "wb").write(b"x" * 8192); fd = os.open("file", os.O_RDWR); libc.mmap.restype = ctypes.c_void_p
+at = libc.mmap(None, 8192, 1, {flags}, fd, 0); os.close(fd)"""
+AGAIN = "--fd 77=PATH"
+FILES = {
+    "opened, gone": (OPENED, lambda path: path.unlink(), ("fd 77", "is gone", "put it back", AGAIN)),
+    "opened, another": (OPENED, lambda path: another(path), ("fd 77", "another file", "inode", "move the old one back", AGAIN)),
+    "opened, shorter": (OPENED, lambda path: os.truncate(path, 3), ("fd 77", "10 bytes then, 3 now", "position 6", "put back", AGAIN)),
+    "private, gone": (MAPPED.format(flags=2), lambda path: path.unlink(), ("mapping", "is gone", "put it back")),
+    "private, changed": (
+        MAPPED.format(flags=2),
+        lambda path: os.utime(path),
+        ("mapping", "has changed", "written", "put it back as it was"),
+    ),
+    "shared, shorter": (
+        MAPPED.format(flags=1),
+        lambda path: os.truncate(path, 4096),
+        ("mapping", "shorter", "4096 bytes, it had 8192", "SIGBUS"),
+    ),
+}
+
+
+def another(path: Path) -> None:
+    path.rename(path.parent / "old")
+    path.write_text("0123456789")
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_a_file_that_is_not_what_it_was_is_named_with_what_to_do(what: str, ckpt: Ckpt, tmp_path: Path) -> None:
+    setup, spoil, words = FILES[what]
+    with Asked() as program:
+        program.tell(f"os.chdir({str(tmp_path)!r})")
+        program.tell(setup)
+        generation = ckpt.snapshot(program.pid)["generation"]
+        program.kill()
+        spoil(tmp_path / "file")
+        refused(ckpt, 3, generation, str(tmp_path / "file"), *words)
+        refused(ckpt, 3, generation, str(tmp_path / "file"), *words, options=("--lazy",))
+        ckpt.run("verify", generation).refused(3, str(tmp_path / "file"), *words)
+        assert not Path(f"/proc/{program.pid}").exists()
+
+
+def test_a_file_shared_that_is_longer_or_written_is_the_file_of_now(ckpt: Ckpt, tmp_path: Path) -> None:
+    with Asked() as program:
+        program.tell(f"os.chdir({str(tmp_path)!r})")
+        program.tell(MAPPED.format(flags=1))
+        generation = ckpt.snapshot(program.pid)["generation"]
+        program.kill()
+        with (tmp_path / "file").open("r+b") as file:
+            file.write(b"y" * 10000)
+        revive(ckpt, program, generation)
+        assert program.tell("ctypes.string_at(at + 8190, 2)") == b"yy"
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_port_that_another_has_without_listening_is_named_with_its_holder(listens: bool, ckpt: Ckpt) -> None:
+    with Asked() as program:
+        program.tell("s = socket.socket(); s.bind(('127.0.0.1', 0))")
+        port = program.tell("s.getsockname()[1]")
+        program.tell("s.listen()" if listens else "None")
+        generation = ckpt.snapshot(program.pid)["generation"]
+        program.kill()
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", port))
+            refused(ckpt, 3, generation, f"port {port} is in use by task {os.getpid()}", "end it", "fd ")
+        revive(ckpt, program, generation)
+        program.tell("s.close()")
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", port))
+            refused(ckpt, 3, generation, f"port {port} is in use by task {os.getpid()}", options=("--replace",))
+            assert program.tell("6 * 7") == 42
