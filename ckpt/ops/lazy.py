@@ -24,8 +24,9 @@ from ckpt import errors
 from ckpt.errors import CkptError
 from ckpt.history.open import Mode, open_store
 from ckpt.history.pages import GenerationPages
+from ckpt.live.core import Tree
 from ckpt.live.guardian import Guardian
-from ckpt.live.lazy import Fetch, Filler, Memory, open_memory
+from ckpt.live.lazy import Fetch, Filler, Memory, open_userfaultfd, register
 from ckpt.live.newborn import Newborns
 from ckpt.model import PAGE, Content, Snapshot, Task
 from ckpt.plan.batch import MAP_GROWSDOWN, MAP_PRIVATE
@@ -105,17 +106,22 @@ def _without(start: int, end: int, pages: Sequence[int]) -> list[tuple[int, int]
     return out
 
 
+def opened(tree: Tree, parts: Iterable[Later]) -> dict[int, Later]:
+    """Before anything is changed in the newborns: userfaultfd -> what it will be for."""
+    return {open_userfaultfd(tree, part.task.pid): part for part in parts if part.ranges}
+
+
 class LazyServer:
     """Made while the newborns are frozen and whole but for these parts; `begin` as soon as they run; `serve` returns when they have
     everything."""
 
-    def __init__(self, born: Newborns, store: Path, generation: int, source: GenerationPages, parts: Sequence[Later]) -> None:
+    def __init__(self, born: Newborns, store: Path, generation: int, source: GenerationPages, parts: Mapping[int, Later]) -> None:
+        """`parts`: by the userfaultfd of their memory (`opened`)."""
         self.born, self.store, self.generation, self.source = born, store, generation, source
         memories: list[Memory] = []
-        for part in parts:
+        for fd, part in parts.items():
             segments = part.segments(source.raw_runs(part.task.mm))
-            if part.ranges:
-                memories.append(open_memory(born.tree, part.task.pid, part.task.mm, part.ranges, segments))
+            memories.append(register(fd, part.task.pid, part.task.mm, part.ranges, segments))
         self._left = threading.Event()
         self._threads: list[threading.Thread] = []
         self.guardian = Guardian([memory.fd for memory in memories])

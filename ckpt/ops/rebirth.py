@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from ckpt.errors import RefusedError
 from ckpt.live import act, advice, core, names, objects, world
@@ -40,13 +40,25 @@ class Rebirth:
             raise RefusedError(refusals[0] + more)
         return now, again, made
 
-    def fill(self, made: Plan, now: Snapshot, wanted: Snapshot, pages: Pages, *, stopped: bool = False, lazy: bool = False) -> Executor:
+    def fill(
+        self,
+        made: Plan,
+        now: Snapshot,
+        wanted: Snapshot,
+        pages: Pages,
+        *,
+        stopped: bool = False,
+        lazy: bool = False,
+        begun: Callable[[], None] = lambda: None,
+    ) -> Executor:
         """They are what the generation says, and still stand before their first instruction. `stopped`: and will not run when
-        they are let go, until SIGCONT. `lazy`: not all of the memory is there, and no call may be begun."""
+        they are let go, until SIGCONT. `lazy`: not all of the memory is there, and no call may be begun. `begun` is called when calls can
+        be run in them, and they still have our rights."""
         stop = [task.pid for task in wanted.tasks if stopped or task.stopped]
         whole = not (lazy or self.scratch)
         executor = Executor(self.born.tree, made, now, wanted, stop=stop, rebuild=whole, keeps=whole)
         executor.begin()
+        begun()
         try:
             executor.before_pages()
         except act.CallFailed as failed:

@@ -31,7 +31,7 @@ from ckpt.model import PidRef, Plan, Snapshot
 from ckpt.ops import replace as replacing
 from ckpt.ops.baseline import Clock
 from ckpt.ops.interrupts import held
-from ckpt.ops.lazy import LazyServer, later_parts
+from ckpt.ops.lazy import Later, LazyServer, later_parts, opened
 from ckpt.ops.quiet import quiet
 from ckpt.ops.rebirth import Rebirth
 from ckpt.ops.restore_pages import Pages
@@ -180,8 +180,13 @@ class _Run:
         now, again, made = self.rebirth.planned()
         self.clock.lap("planned")
         progress("restoring pages")
-        parts = later_parts(again.wanted) if self.request.lazy else []
-        executor = self.rebirth.fill(made, now, again.wanted, self.pages, stopped=self.request.stopped, lazy=self.request.lazy)
+        parts: dict[int, Later] = {}
+
+        def open_early() -> None:
+            parts.update(opened(self.born.tree, later_parts(again.wanted) if self.request.lazy else ()))
+
+        options = {"stopped": self.request.stopped, "lazy": self.request.lazy}
+        executor = self.rebirth.fill(made, now, again.wanted, self.pages, **options, begun=open_early)
         self._remember()
         server = LazyServer(self.born, self.history.path, self.generation.number, self.pages.source, parts) if parts else None
         if server is None:

@@ -1,7 +1,8 @@
 """Which descriptors of a restored tree lead out of it, and what stands in their place. Pure.
 
 A terminal belongs to whoever sits at it, and the other end of a pipe to a stranger who is not restored: on the standard
-streams they become /dev/null (or what --fd names); elsewhere the plan refuses them by name.
+streams they become /dev/null (or what --fd names), and so does a terminal at any other number, since a stranger's may have its name by now.
+What else leads out elsewhere the plan refuses by name.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from ckpt.errors import UsageError
-from ckpt.model import OpenFile, Snapshot
+from ckpt.model import Descriptor, OpenFile, Snapshot, Task
 
 STANDARD = range(3)
 #: (path, identity, flags) -> the open file
@@ -43,17 +44,20 @@ def redirect(
         flags = files[held[fd]].flags
         made = os.O_CREAT if fd and flags & os.O_ACCMODE else 0  # standard input is there to be read, though a terminal can be written to
         changed[held[fd]] = opener(path, held[fd], flags | made)
-    for fd in sorted(held) if everywhere else STANDARD:
-        file = files.get(held.get(fd, -1))
-        if file is None or file.id in changed or not leads_out(file):
+    ours: dict[object, int] = {}  #: path of a terminal of then -> our standard stream that stands for it
+    own = [(root, item) for item in root.descriptors if everywhere or item.fd in STANDARD]
+    for task, item in (*own, *_terminals(wanted)):
+        file, standard = files[item.file], task is root and item.fd in STANDARD
+        if file.id in changed or not leads_out(file):
             continue
-        if passer is not None:
-            changed[file.id] = passer(fd, file.id, file.flags)
-        else:
-            changed[file.id] = opener("/dev/null", file.id, file.flags)
-            warnings.append(
-                f"fd {fd} of task {root.pid} ({root.comm}): {_what(file)}: /dev/null stands in its place (--fd {fd}=PATH chooses)"
-            )
+        stream = item.fd if standard or everywhere else ours.get(file.state["path"], -1)
+        if passer is not None and stream >= 0:
+            ours.setdefault(file.state.get("path"), stream)
+            changed[file.id] = passer(stream, file.id, file.flags)
+            continue
+        changed[file.id] = opener("/dev/null", file.id, file.flags)
+        choice = f" (--fd {item.fd}=PATH chooses)" if task is root else ""
+        warnings.append(f"fd {item.fd} of task {task.pid} ({task.comm}): {_what(file)}: /dev/null stands in its place{choice}")
     kept = (changed.get(file.id) or file for file in wanted.files)
     return Redirected(replace(wanted, files=tuple(_unwatched(file, changed) for file in kept)), tuple(warnings), tuple(changed))
 
@@ -69,6 +73,11 @@ def as_now(wanted: Snapshot, now: Snapshot) -> Snapshot:
                 there.setdefault(item.file, here[task.pid, item.fd])
     kept = (replace(files[there[file.id]], id=file.id) if leads_out(file) and file.id in there else file for file in wanted.files)
     return replace(wanted, files=tuple(kept))
+
+
+def _terminals(wanted: Snapshot) -> list[tuple[Task, Descriptor]]:
+    found = {file.id for file in wanted.files if file.kind in ("device", "pty")}
+    return [(task, item) for task in wanted.tasks for item in task.descriptors if item.file in found]
 
 
 def leads_out(file: OpenFile) -> bool:

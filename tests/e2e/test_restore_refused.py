@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.asked import Asked
 from tests.e2e.test_restore import revive
 from tests.harness import Ckpt, Victim
-from tests.harness.victim import PYTHON, children
+from tests.harness.victim import PYTHON, children, within
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: acts on other processes")
 
@@ -181,3 +181,41 @@ def test_a_port_that_another_has_without_listening_is_named_with_its_holder(list
             other.bind(("127.0.0.1", port))
             refused(ckpt, 3, generation, f"port {port} is in use by task {os.getpid()}", options=("--replace",))
             assert program.tell("6 * 7") == 42
+
+
+# ---- users and terminals ----
+
+
+@pytest.mark.parametrize("options", [(), ("--lazy",)])
+def test_a_user_that_nobody_knows(options: tuple[str, ...], ckpt: Ckpt) -> None:
+    """No passwd entry, and not root's rights: those that the program is made with are ours until the last moment."""
+    with Asked() as program:
+        program.tell("large = bytearray(b'x' * (8 << 20)); os.setgroups([54321]); os.setresgid(54320, 54320, 54320)")
+        program.tell("os.setresuid(54321, 54321, 54321)")
+        generation = ckpt.snapshot(program.pid)["generation"]
+        program.kill()
+        assert revive(ckpt, program, generation, *options)["warnings"] == []
+        assert program.tell("[os.getresuid(), os.getresgid(), os.getgroups()]") == [(54321,) * 3, (54320,) * 3, [54321]]
+        assert program.tell("large.count(b'x')") == 8 << 20
+
+
+def test_a_terminal_of_somebody_else_at_any_number_is_dev_null(ckpt: Ckpt) -> None:
+    """It may be gone by then, and its name a stranger's."""
+    master, slave = os.openpty()
+    with Asked() as program:
+        program.tell(f"path = {os.ttyname(slave)!r}; low = os.open(path, os.O_RDWR | os.O_NOCTTY); fd = os.dup2(low, 9); os.close(low)")
+        program.tell("child = os.fork() or [os.dup2(os.open(path, os.O_RDWR | os.O_NOCTTY), 11), os.close(3), signal.pause()]")
+        child = program.tell("child")
+        assert within(10, lambda: {"11"} == set(os.listdir(f"/proc/{child}/fd")) - {"0", "1", "2", "9"})
+        generation = ckpt.snapshot(program.pid)["generation"]
+        program.kill()
+        os.close(slave)
+        os.close(master)
+        said = revive(ckpt, program, generation)["warnings"]
+        assert any("fd 9 of" in text and "/dev/null stands in its place (--fd 9=PATH chooses)" in text for text in said), said
+        assert any("fd 11 of" in text and text.endswith("/dev/null stands in its place") for text in said), said
+        assert program.tell("os.readlink('/proc/self/fd/9')") == "/dev/null"
+        assert program.tell("os.readlink(f'/proc/{child}/fd/11')") == "/dev/null"
+        program.kill()
+        revive(ckpt, program, generation, "--fd", "9=/dev/zero")
+        assert program.tell("os.read(9, 3)") == bytes(3)
