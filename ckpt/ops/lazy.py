@@ -14,15 +14,18 @@ import gc
 import json
 import os
 import signal
+import stat
+import syslog
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ckpt import errors
 from ckpt.errors import CkptError
-from ckpt.history.open import Mode, open_store
+from ckpt.history.open import Mode, open_store, translated
 from ckpt.history.pages import GenerationPages
 from ckpt.live.core import Tree
 from ckpt.live.guardian import Guardian
@@ -154,10 +157,20 @@ class LazyServer:
         for thread in self._threads:
             thread.join()
         if self.filler.failed is not None:
-            raise CkptError(f"task {self.born.ref.pid}: cannot be filled, and is ended: {self.filler.failed}")
+            self.born.end()
+            raise self._ended(self.filler.failed)
         self.guardian.release()
         self.filler.close()
         self.born.tree.leave()
+
+    def _ended(self, why: BaseException) -> CkptError:
+        """Of the kind that the store's failure has."""
+        try:
+            with translated(self.store):
+                raise why
+        except Exception as error:
+            kind = type(error) if isinstance(error, CkptError) else CkptError
+            return kind(f"task {self.born.ref.pid}: cannot be filled, and is ended: {error}")
 
     def _answer(self) -> None:
         """By the store that is open already, and that nobody else uses any more."""
@@ -229,7 +242,9 @@ def _be_server(work: Work, writing: int) -> None:
         work(tell)
     except BaseException as error:
         status = 1
-        if not said:
+        if said:
+            _report(error)
+        else:
             failed = type(error).__name__ if isinstance(error, CkptError) else "CkptError"
             os.write(writing, json.dumps({"failed": failed, "message": str(error)}).encode())
     finally:
@@ -237,11 +252,21 @@ def _be_server(work: Work, writing: int) -> None:
 
 
 def _detach() -> None:
-    """Nobody waits for our streams any more."""
+    """Whoever reads our streams to their end must not wait for us. Nobody does so with a terminal or a file: there we may still say why a
+    program was ended."""
     null = os.open(os.devnull, os.O_RDWR)
-    for stream in range(3):
+    lasting = os.isatty(2) or stat.S_ISREG(os.fstat(2).st_mode)
+    for stream in range(2 if lasting else 3):
         os.dup2(null, stream)
     os.close(null)
+
+
+def _report(error: BaseException) -> None:
+    """What went wrong when the command had ended long since: on its standard error, where that is still there, and in the system's log."""
+    line = "ckpt: " + " ".join(str(error).split())
+    with suppress(OSError):
+        os.write(2, line.encode() + b"\n")
+    syslog.syslog(syslog.LOG_DAEMON | syslog.LOG_ERR, line)
 
 
 def _again(name: str, message: str) -> CkptError:

@@ -30,6 +30,7 @@ from ckpt.live.surroundings import Surroundings
 from ckpt.model import PidRef, Plan, Snapshot
 from ckpt.ops import replace as replacing
 from ckpt.ops.baseline import Clock
+from ckpt.ops.damage import with_a_way_out
 from ckpt.ops.interrupts import held
 from ckpt.ops.lazy import Later, LazyServer, later_parts, opened
 from ckpt.ops.quiet import quiet
@@ -101,7 +102,7 @@ def restore(
     Raises RefusedError (3), PermissionDeniedError (4), DamagedError (5), NotFoundError (6), CkptError (1)."""
     table()  # code is loaded before the clock starts
     clock = Clock()
-    with ExitStack() as stack:
+    with with_a_way_out(request.store, request.generation, request.pid), ExitStack() as stack:
         with quiet():
             result, server = _begin(request, clock, stack, progress)
         running(result)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from tests.e2e.asked import Asked
 from tests.e2e.test_restore import revive
 from tests.harness import Ckpt, Victim
+from tests.harness.ckpt import COMMAND
 from tests.harness.victim import PYTHON, children, within
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: acts on other processes")
@@ -219,3 +222,71 @@ def test_a_terminal_of_somebody_else_at_any_number_is_dev_null(ckpt: Ckpt) -> No
         program.kill()
         revive(ckpt, program, generation, "--fd", "9=/dev/zero")
         assert program.tell("os.read(9, 3)") == bytes(3)
+
+
+# ---- a damaged store ----
+
+BLOCK = 2 << 20
+
+
+def contents(seed: int) -> bytes:
+    return random.Random(seed).randbytes(BLOCK)
+
+
+def damage(store: Path, seed: int) -> None:
+    """In the middle of what is not compressible, so that it stands in the file as it is."""
+    raw, piece = store.read_bytes(), contents(seed)[BLOCK // 2 : BLOCK // 2 + 64]
+    assert piece in raw
+    store.write_bytes(raw.replace(piece, bytes(byte ^ 0x55 for byte in piece)))
+
+
+@pytest.fixture
+def three(ckpt: Ckpt) -> Iterator[tuple[Ckpt, Asked, list[int]]]:
+    """Three generations of a program: block 1 is in all, block 2 from the second on, block 3 in the last alone."""
+    with Asked() as program:
+        program.tell(f"import random; large = bytearray({4 * BLOCK})")
+        made = []
+        for seed in (1, 2, 3):
+            program.tell(f"large[{seed * BLOCK}:{(seed + 1) * BLOCK}] = random.Random({seed}).randbytes({BLOCK})")
+            made.append(int(ckpt.snapshot(program.pid)["generation"]))
+        yield ckpt, program, made
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_damaged_page_is_named_and_what_still_works(seed: int, three: tuple[Ckpt, Asked, list[int]]) -> None:
+    ckpt, program, made = three
+    damage(ckpt.store, seed)
+    works = f"generation {made[seed - 2]} is the newest of python that can be read whole" if seed > 1 else "no generation of python"
+    words = (str(ckpt.store), f"generation {made[-1]}", "page 0x", "fsck", works)
+    ckpt.run("verify", made[-1]).refused(5, *words)
+    program.tell("large[:] = bytes(len(large))")
+    ckpt.run("rollback", made[-1]).refused(5, *words)
+    assert program.tell("6 * 7") == 42
+    program.kill()
+    refused(ckpt, 5, made[-1], *words)
+    assert not Path(f"/proc/{program.pid}").exists()
+    if seed > 1:
+        revive(ckpt, program, made[seed - 2])
+        assert program.tell(f"large[{BLOCK}:{2 * BLOCK}] == random.Random(1).randbytes({BLOCK})") is True
+
+
+def test_a_lazy_restore_that_meets_damage_says_so_when_its_program_has_been_ended(
+    three: tuple[Ckpt, Asked, list[int]], tmp_path: Path
+) -> None:
+    """Its command may have ended long since: the line is on standard error where that is a file or a terminal."""
+    ckpt, program, made = three
+    program.kill()
+    damage(ckpt.store, 3)
+
+    def restore(streams: Sequence[str]) -> int:
+        with (tmp_path / "said").open("w") as said:
+            words = [*COMMAND, "restore", str(made[-1]), "--lazy", *streams]
+            done = subprocess.run(words, env=ckpt.environment, stdout=subprocess.DEVNULL, stderr=said, check=False)
+            assert done.returncode in (0, 5)  # a reader ahead may have met it before the answer
+            return program.pid
+
+    program.revive(restore)
+    assert within(20, lambda: not Path(f"/proc/{program.pid}").exists() and not ckpt.processes())
+    (line,) = (tmp_path / "said").read_text().splitlines()
+    for word in (f"generation {made[-1]}", "page 0x", f"generation {made[1]} is the newest of python that can be read whole"):
+        assert word in line
