@@ -40,6 +40,7 @@ from ckpt.plan.family import Family, Step
 from ckpt.plan.renumber import renumbered
 
 _POLL_S = 0.005
+KILLED_WHY = "(kill -9, or no memory was left: the kernel's log says)"
 
 
 class Place(StrEnum):
@@ -164,6 +165,12 @@ class Newborns:
         self._released = True
         self.tree.run()
         self._go_on()
+
+    def killed(self) -> CkptError | None:
+        """Says so, where somebody else has ended the root before it was whole."""
+        if not is_dead(self.ref.pid):
+            return None
+        return CkptError(f"task {self.ref.pid}: was killed before it was whole {KILLED_WHY}: nothing of it is left; try again")
 
     def end(self) -> None:
         """They run, and are not to: their memory cannot be completed."""

@@ -30,7 +30,7 @@ from ckpt.history.pages import GenerationPages
 from ckpt.live.core import Tree
 from ckpt.live.guardian import Guardian
 from ckpt.live.lazy import Fetch, Filler, Memory, open_userfaultfd, register
-from ckpt.live.newborn import Newborns
+from ckpt.live.newborn import KILLED_WHY, Newborns
 from ckpt.model import PAGE, Content, Snapshot, Task
 from ckpt.plan.batch import MAP_GROWSDOWN, MAP_PRIVATE
 from ckpt.plan.pages import RUN, as_runs
@@ -218,7 +218,8 @@ def in_background(work: Work) -> dict[str, Any]:
         answer = told.read()
     if not answer:
         _pid, status = os.waitpid(child, 0)
-        raise CkptError(f"the server ended before its word (status {status}): try again")
+        why = KILLED_WHY if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL else f"(status {status})"
+        raise CkptError(f"its server was ended before the program ran {why}: nothing of it is left; try again")
     said = json.loads(answer)
     if "failed" in said:
         raise _again(said["failed"], said["message"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from ckpt.errors import RefusedError
+from ckpt.errors import CkptError, RefusedError
 from ckpt.live import act, advice, core, names, objects, world
 from ckpt.live.capture import Layout
 from ckpt.live.execute import Executor
@@ -57,12 +57,18 @@ class Rebirth:
         stop = [task.pid for task in wanted.tasks if stopped or task.stopped]
         whole = not (lazy or self.scratch)
         executor = Executor(self.born.tree, made, now, wanted, stop=stop, rebuild=whole, keeps=whole)
+        try:
+            self._fill(executor, made, wanted, pages, begun)
+        except act.CallFailed as failed:
+            raise names.met(self.born.ref.pid, self.wanted, failed) or self.born.killed() or failed from None
+        except CkptError as error:
+            raise self.born.killed() or error from None
+        return executor
+
+    def _fill(self, executor: Executor, made: Plan, wanted: Snapshot, pages: Pages, begun: Callable[[], None]) -> None:
         executor.begin()
         begun()
-        try:
-            executor.before_pages()
-        except act.CallFailed as failed:
-            raise names.met(self.born.ref.pid, self.wanted, failed) or failed from None
+        executor.before_pages()
         self.clock.lap("layout")
         pages.put(self.born.tree, wanted)
         with objects.Contents(wanted, made.objects, pages.source, self.born.tree.ours) as contents:
@@ -75,4 +81,3 @@ class Rebirth:
         self.clock.lap("registers")
         executor.end()
         self.clock.lap("ended")
-        return executor

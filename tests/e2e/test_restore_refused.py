@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from tests.e2e.asked import Asked
 from tests.e2e.test_restore import revive
 from tests.harness import Ckpt, Victim
-from tests.harness.ckpt import COMMAND
+from tests.harness.ckpt import COMMAND, Outcome
 from tests.harness.victim import PYTHON, children, within
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: acts on other processes")
@@ -290,3 +292,70 @@ def test_a_lazy_restore_that_meets_damage_says_so_when_its_program_has_been_ende
     (line,) = (tmp_path / "said").read_text().splitlines()
     for word in (f"generation {made[-1]}", "page 0x", f"generation {made[1]} is the newest of python that can be read whole"):
         assert word in line
+
+
+# ---- no memory ----
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """A control group v1 of its own, for its memory limit."""
+    folder = Path(f"/sys/fs/cgroup/memory/ckpt-test-{os.getpid()}")
+    try:
+        folder.mkdir()
+        (folder / "memory.limit_in_bytes").write_text(str(1 << 30))
+    except OSError as error:
+        pytest.skip(f"no control group with a memory limit can be made: {error}")
+    yield folder
+    assert within(20, lambda: gone(folder))
+
+
+def gone(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("words", [("restore",), ("restore", "--new-pid"), ("restore", "--lazy"), ("verify",)])
+@pytest.mark.parametrize("mib", [35, 120])
+def test_a_memory_limit_that_is_met(words: tuple[str, ...], mib: int, ckpt: Ckpt, group: Path) -> None:
+    """Below what ckpt itself needs, and below what the program needs: one line and an exit code, or the program, whole or ended."""
+    with Asked() as program:
+        program.tell(f"[open('{group}/cgroup.procs', 'w').write('0'), len(large := bytearray(b'x' * (200 << 20)))]")
+        generation = ckpt.snapshot(program.pid)["generation"]
+        program.kill()
+        assert within(10, lambda: not (group / "cgroup.procs").read_text())
+        (group / "memory.limit_in_bytes").write_text(str(mib << 20))
+        enter = f"open('{group}/cgroup.procs', 'w').write('0'); from ckpt.cli.main import main; main()"
+        streams = STREAMS if words[0] == "restore" else ()
+        command = [sys.executable, "-c", enter, *words, str(generation), *streams]
+        done = subprocess.run(
+            command, env=ckpt.environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, timeout=120
+        )
+        if words != ("restore", "--lazy") or done.returncode:
+            outcome = Outcome(done.returncode, done.stdout, done.stderr)
+            outcome.refused(-signal.SIGKILL if done.returncode != 1 else 1, "no memory was left", "try again")
+        assert within(20, lambda: not ckpt.processes() and not (group / "cgroup.procs").read_text())
+        assert not Path(f"/proc/{program.pid}").exists()
+
+
+def test_a_newborn_that_is_killed(ckpt: Ckpt) -> None:
+    """As by the kernel for want of memory: it is told, and is not called a process that never was."""
+    with Asked() as program:
+        program.tell("len(large := bytearray(os.urandom(1 << 20) * 300))")
+        generation = ckpt.snapshot(program.pid)["generation"]
+        program.kill()
+        working = ckpt.start("restore", generation, *STREAMS)
+        assert within(30, lambda: resident(program.pid) > 4096)
+        os.kill(program.pid, signal.SIGKILL)
+        ckpt.finish(working).refused(1, f"task {program.pid}", "was killed before it was whole", "try again")
+        assert not Path(f"/proc/{program.pid}").exists()
+
+
+def resident(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0
