@@ -53,7 +53,7 @@ class Request:
     foreground: bool = False  #: ckpt stays as the parent: in our session, with our terminal (Result.child is to be waited for)
     lazy: bool = False  #: let it run at once; this call returns when everything is there (ops/lazy.py)
     stopped: bool = False  #: leave it stopped (SIGCONT lets it go)
-    streams: Mapping[int, str] = field(default_factory=dict)  #: descriptor of the root -> path
+    streams: Mapping[tuple[int, int], str] = field(default_factory=dict)  #: (pid in the generation, or 0 for the root; descriptor) -> path
     tcp: str = "reset"  #: "reset" | "refuse": connections that have moved since
     clock: View = View.CONTINUE
 

@@ -218,12 +218,71 @@ def test_a_terminal_of_somebody_else_at_any_number_is_dev_null(ckpt: Ckpt) -> No
         os.close(master)
         said = revive(ckpt, program, generation)["warnings"]
         assert any("fd 9 of" in text and "/dev/null stands in its place (--fd 9=PATH chooses)" in text for text in said), said
-        assert any("fd 11 of" in text and text.endswith("/dev/null stands in its place") for text in said), said
+        assert any(
+            "fd 11 of" in text and text.endswith(f"/dev/null stands in its place (--fd {child}:11=PATH chooses)") for text in said
+        ), said
         assert program.tell("os.readlink('/proc/self/fd/9')") == "/dev/null"
         assert program.tell("os.readlink(f'/proc/{child}/fd/11')") == "/dev/null"
         program.kill()
         revive(ckpt, program, generation, "--fd", "9=/dev/zero")
         assert program.tell("os.read(9, 3)") == bytes(3)
+
+
+# ---- what leads out of the tree ----
+
+
+def test_what_leads_out_is_refused_with_the_number_that_fd_wants(ckpt: Ckpt) -> None:
+    """Of the root by its own number, wherever else it is open; what only a child has by the child's."""
+    reading, writing = os.pipe()
+    path = f"/proc/{os.getpid()}/fd/{writing}"
+    with Asked() as program:
+        program.tell(f"low = os.open({path!r}, os.O_WRONLY); fd = os.dup2(low, 44); os.close(low)")
+        generation = ckpt.snapshot(program.pid)["generation"]
+        program.tell("os.close(44)")
+        ckpt.run("rollback", generation).refused(3, "fd 44 of", "pipe is held outside", "ckpt restore --replace --fd 44=PATH")
+        assert program.tell("6 * 7") == 42
+        program.tell(f"child = os.fork() or [os.dup2(os.open({path!r}, os.O_WRONLY), 55), os.close(3), signal.pause()]")
+        child = program.tell("child")
+        assert within(10, lambda: {"3", "55"} & set(os.listdir(f"/proc/{child}/fd")) == {"55"})
+        later = ckpt.snapshot(program.pid)["generation"]
+        program.kill()
+        refused(ckpt, 3, generation, "fd 44 of", "pipe is held outside", "--fd 44=PATH opens another")
+        refused(ckpt, 3, later, f"fd 55 of task {child}", f"--fd {child}:55=PATH opens another")
+        ckpt.run("restore", later, "--fd", f"{child}:56=/dev/null").refused(2, f"task {child}", "no descriptor 56")
+        ckpt.run("restore", later, "--fd", "1:5=/dev/null").refused(2, "no task 1 ")
+        revive(ckpt, program, later, "--fd", f"{child}:55=/dev/zero")
+        assert program.tell(f"os.readlink('/proc/{child}/fd/55')") == "/dev/zero"
+        program.kill()
+        revive(ckpt, program, generation, "--fd", "44=/dev/zero")
+        assert program.tell("os.readlink('/proc/self/fd/44')") == "/dev/zero"
+    os.close(reading)
+    os.close(writing)
+
+
+# ---- the next snapshot ----
+
+
+@pytest.mark.parametrize("options", [(), ("--lazy",)])
+def test_the_snapshot_after_a_restore_reads_everything_and_says_so(options: tuple[str, ...], ckpt: Ckpt) -> None:
+    """It is full by kind, exact, descends from what was restored, and stores only what has changed; then writes are tracked again."""
+    with Asked() as program:
+        program.tell("large = bytearray(os.urandom(4 << 20))")
+        generation = ckpt.snapshot(program.pid)["generation"]
+        program.kill()
+        revive(ckpt, program, generation, *options)
+        assert within(20, lambda: program.tracer() == 0)
+        program.tell("large[4096:4100] = b'abcd'")
+        full = ckpt.snapshot(program.pid, "--paranoid", "--incremental")
+        (warning,) = full["warnings"]
+        assert f"nothing has tracked it since generation {generation}" in warning
+        assert "everything was read" in warning
+        assert (full["kind"], full["parent"], full["paranoid"]["wrong"]) == ("full", generation, 0)
+        assert full["pages"]["read"] == full["pages"]["resident"]
+        assert full["pages"]["stored"] < full["pages"]["read"] // 4
+        again = ckpt.exact(program.pid)
+        assert (again["kind"], again["parent"]) == ("incremental", full["generation"])
+        kinds = {one["generation"]: one["kind"] for one in ckpt.json("log")["generations"]}
+        assert (kinds[full["generation"]], kinds[again["generation"]]) == ("full", "incremental")
 
 
 # ---- a damaged store ----
