@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from tests.e2e.asked import Asked
 from tests.e2e.test_restore import revive
 from tests.harness import Ckpt, Victim
 from tests.harness.ckpt import COMMAND, Outcome
+from tests.harness.odd import mount_small, unmount
 from tests.harness.victim import PYTHON, children, within
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: acts on other processes")
@@ -228,6 +230,39 @@ def test_a_terminal_of_somebody_else_at_any_number_is_dev_null(ckpt: Ckpt) -> No
         assert program.tell("os.read(9, 3)") == bytes(3)
 
 
+# ---- limits of ckpt's own ----
+
+
+def limited(ckpt: Ckpt, which: int, pair: tuple[int, int], *words: str | int) -> Outcome:
+    command = [*COMMAND, *map(str, words)]
+    done = subprocess.run(
+        command, env=ckpt.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(which, pair),
+    )  # fmt: skip
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("words", [("restore", *STREAMS), ("restore", "--lazy", *STREAMS), ("verify",)])
+def test_a_ckpt_that_may_open_few_files(words: tuple[str, ...], ckpt: Ckpt, victim: Start) -> None:
+    """A low soft limit is raised, the program has its own; a low hard one is named."""
+    target = victim("counter")
+    generation = ckpt.snapshot(target.pid)["generation"]
+    own = Path(f"/proc/{target.pid}/limits").read_text()
+    target.kill()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    limited(ckpt, resource.RLIMIT_NOFILE, (64, 64), *words, generation).refused(3, "ckpt itself", "64 open files", "ulimit -Hn")
+    assert not Path(f"/proc/{target.pid}").exists()
+    assert limited(ckpt, resource.RLIMIT_NOFILE, (64, hard), "verify", generation).code == 0
+
+    def restore(streams: Sequence[str]) -> int:
+        lazy = [word for word in words if word == "--lazy"]
+        return int(limited(ckpt, resource.RLIMIT_NOFILE, (64, hard), "restore", generation, *lazy, *streams, "--json").json["pid"])
+
+    target.revive(restore)
+    target.verify()
+    assert Path(f"/proc/{target.pid}/limits").read_text() == own
+
+
 # ---- what leads out of the tree ----
 
 
@@ -353,7 +388,33 @@ def test_a_lazy_restore_that_meets_damage_says_so_when_its_program_has_been_ende
         assert word in line
 
 
-# ---- no memory ----
+# ---- no room, no memory ----
+
+
+@pytest.mark.parametrize("options", [(), ("--lazy",)])
+def test_a_full_disk(options: tuple[str, ...], ckpt: Ckpt, tmp_path: Path) -> None:
+    """Where the store and TMPDIR are: nothing is written there. Where the run-time folder is: it is named, and nobody is left."""
+    folder = tmp_path / "small"
+    if not mount_small(folder, "96m"):
+        pytest.skip("mounting is not allowed here")
+    try:
+        there = ckpt.at(folder / "store.db")
+        with Asked() as program:
+            program.tell("import zlib; large = bytearray(os.urandom(1 << 20) * 64)")
+            known = program.tell("zlib.crc32(large)")
+            generation = there.snapshot(program.pid)["generation"]
+            program.kill()
+            (folder / "run").mkdir()
+            subprocess.run(["dd", "if=/dev/zero", f"of={folder / 'fill'}", "bs=4k"], capture_output=True, check=False)
+            done = there.run("restore", generation, *STREAMS, *options, env={"CKPT_RUNTIME_DIR": str(folder / "run")})
+            done.refused(1, str(folder / "run"), "No space left", "CKPT_RUNTIME_DIR")
+            assert not Path(f"/proc/{program.pid}").exists()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setitem(there.environment, "TMPDIR", str(folder))
+                revive(there, program, generation, *options)
+            assert program.tell("zlib.crc32(large)") == known
+    finally:
+        unmount(folder)
 
 
 @pytest.fixture
