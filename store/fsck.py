@@ -193,7 +193,7 @@ def _damage(layouts: _Layouts, bad: dict[int, set[int]]) -> Iterator[Problem]:
         return
     hit: list[int] = []
     for number in layouts.whole:
-        pages = [(space, page) for space, layout in layouts.get(number).items() for page in _bad_pages(layout, bad)]
+        pages = [(space, page) for space, layout in layouts.get(number).items() for page in bad_pages(layout, bad)]
         if pages:
             hit.append(number)
             yield Problem(10, f"generation {number} lost {len(pages)} pages, the first: space {pages[0][0]}, page {pages[0][1]:#x}", number)
@@ -202,7 +202,7 @@ def _damage(layouts: _Layouts, bad: dict[int, set[int]]) -> Iterator[Problem]:
         yield Problem(10, f"block {block}: {len(slots)} contents are damaged; generations that are whole: {whole}")
 
 
-def _bad_pages(layout: Layout, bad: dict[int, set[int]]) -> Iterator[int]:
+def bad_pages(layout: Layout, bad: dict[int, set[int]]) -> Iterator[int]:
     for page, content, count in layout.extents():
         for slot in bad.get(content >> 16, ()):
             if content not in (0, ABSENT) and 0 <= slot - (content & 0xFFFF) < count:

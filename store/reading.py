@@ -193,7 +193,7 @@ class DamagedPageError(StoreError):
 
     def __init__(self, page: int, block: int, slot: int) -> None:
         super().__init__("damaged", f"page {page:#x} cannot be read (content {block}:{slot})")
-        self.page = page
+        self.page, self.block, self.slot = page, block, slot
 
 
 def _free_buffer(buffers: list[mmap]) -> mmap:

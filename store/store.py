@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from os import PathLike, fspath
 from types import TracebackType
@@ -12,10 +12,11 @@ from typing import Any
 from store import fsck, tending, upkeep
 from store.database import connect, open_database, raw_descriptor, return_descriptor, transaction, translated, writer_lock
 from store.layouts import Layout
-from store.manifests import load_layout
+from store.manifests import load_layout, load_layouts
 from store.reading import DamagedPageError, PageReader, Places
 from store.records import GcResult, Generation, Problem, Progress, StoreError
 from store.repair import rebuild
+from store.wholeness import newest_whole
 from store.writer import Writer
 
 __all__ = ["Store"]
@@ -234,6 +235,16 @@ class Store(AbstractContextManager["Store"]):
             raise StoreError("damaged", f"{self.path}: generation {number}, space {space}: {error}") from None
         except StoreError as error:
             raise StoreError(error.kind, f"{self.path}: generation {number}, space {space}: {error}") from None
+
+    def newest_whole(self, numbers: Iterable[int]) -> int | None:
+        """The newest of these generations of which every page can be read; None: there is none."""
+
+        def read(layout: Layout) -> None:
+            for _piece in PageReader(self._current_places(), self._key, layout).pieces():
+                pass
+
+        with translated(self.path):
+            return newest_whole(numbers, lambda number: load_layouts(self._connection, number), read)
 
     def _current_places(self) -> Places:
         """Where packs lie is kept from one read to the next while nobody writes."""

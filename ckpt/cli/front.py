@@ -84,6 +84,14 @@ def _wait(worker: int) -> NoReturn:
             _end_as(status)
 
 
+def _tell(number: int) -> None:
+    """The worker could not. What a killed rollback has left the next ckpt finishes; of a restore nothing is left (EXITKILL)."""
+    why = " (kill -9, or no memory was left: the kernel's log says)" if number == signal.SIGKILL else ""
+    line = f"ckpt: ended by {signal.Signals(number).name} at its work{why}: nothing half-made runs; try again\n"
+    with suppress(OSError):
+        os.write(2, line.encode())
+
+
 def _end_as(status: int) -> NoReturn:
     """Nothing of the front's is to be flushed: it has written nothing."""
     if os.WIFSIGNALED(status):
@@ -92,6 +100,7 @@ def _end_as(status: int) -> NoReturn:
 
             after_a_death()
         number = os.WTERMSIG(status)
+        _tell(number)
         if number != signal.SIGKILL:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})

@@ -13,7 +13,8 @@ from ckpt.cli.options import JsonOption, PidOption, StoreOption
 def command(
     generation: Annotated[str, typer.Argument(metavar="GEN", help="A number, a tag, latest, latest~2, NAME@latest.", show_default=False)],
     fd: Annotated[
-        list[str] | None, typer.Option("--fd", metavar="N=PATH", help="Open PATH as descriptor N instead.", show_default=False)
+        list[str] | None,
+        typer.Option("--fd", metavar="N=PATH", help="Open PATH as descriptor N instead (PID:N=PATH: of that task).", show_default=False),
     ] = None,
     tcp: Annotated[str, typer.Option("--tcp", metavar="HOW", help="Connections to others: reset or refuse.")] = "reset",
     clock: Annotated[
@@ -73,15 +74,16 @@ def command(
         describe(done)
 
 
-def _streams(words: list[str]) -> dict[int, str]:
+def _streams(words: list[str]) -> dict[tuple[int, int], str]:
     from ckpt.errors import UsageError
 
     found = {}
     for word in words:
-        number, equals, path = word.partition("=")
-        if not equals or not number.isdecimal() or not path:
-            raise UsageError(f"--fd {word}: must be N=PATH, such as --fd 1=out.log")
-        found[int(number)] = path
+        place, _, path = word.partition("=")
+        pid, colon, number = place.rpartition(":")
+        if not path or not number.isdecimal() or (colon and not pid.isdecimal()):
+            raise UsageError(f"--fd {word}: must be N=PATH, such as --fd 1=out.log, or PID:N=PATH for another task than the root")
+        found[int(pid or 0), int(number)] = path
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,14 @@ class History:
     def resolve(self, spec: str, *, pid: int | None = None, lineage: str | None = None) -> int:
         """The number of the generation that GEN means; NotFoundError names what there is instead."""
         return names.resolve(spec, self.generations(), self.store.tags(), pid=pid, lineage=lineage)
+
+    def newest_whole(self, lineage: str) -> int | None:
+        """The newest generation of a program of which everything can be read: its document and each page."""
+        usable = []
+        for generation in self.store.generations(lineage):
+            with suppress(CkptError, StoreError):
+                usable.append(self.load(generation.number)[0].number)
+        return self.store.newest_whole(usable)
 
     @contextmanager
     def begin(self, parent: int | None) -> Iterator[Recording]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ckpt.errors import CkptError
 from ckpt.live.core import Sink, SpaceRuns, Track, Tree
+from ckpt.live.numbers import refused
 from ckpt.model import SIGCHLD, Action, Arg, RemoteArg, RemoteCall, RetvalDecision, Snapshot, Thread
 from native._native import ffi, lib
 
@@ -37,11 +38,11 @@ assert _CALL.size == ffi.sizeof("struct ckpt_call")
 
 
 class CallFailed(CkptError):
-    """A remote call gave an error, or less than was expected. `index` is its place in the batch."""
+    """A remote call gave an error, or less than was expected. `index` is its place in the batch, `result` what it gave."""
 
-    def __init__(self, text: str, index: int) -> None:
+    def __init__(self, text: str, index: int, call: RemoteCall, result: int = 0) -> None:
         super().__init__(text)
-        self.index = index
+        self.index, self.call, self.result = index, call, result
 
 
 class _Packed:
@@ -143,9 +144,10 @@ def _check(tid: int, calls: Sequence[RemoteCall], results: Sequence[int], first:
     for index, (item, got) in enumerate(zip(calls, results, strict=False), first):
         if item.expect is not None and got < item.expect:
             reason = os.strerror(-got) if -4096 < got < 0 else f"gave {got:#x}"
-            raise CallFailed(f"thread {tid}: {item.note}: {reason}", index)
+            raise CallFailed(f"thread {tid}: {item.note}: {reason}", index, item, got)
     if len(results) < len(calls):
-        raise CallFailed(f"thread {tid}: {calls[len(results)].note}: did not run", first + len(results))
+        left = calls[len(results)]
+        raise CallFailed(f"thread {tid}: {left.note}: did not run", first + len(results), left)
 
 
 def _padded(data: bytes) -> bytes:
@@ -168,11 +170,11 @@ def threads_end(tree: Tree, pid: int, tids: Sequence[int]) -> None:
 
 
 def threads_spawn(tree: Tree, pid: int, tids: Sequence[int]) -> list[int]:
-    """Threads with these numbers (0 = any); their numbers as we see them. EEXIST: one belongs to somebody else by now."""
+    """Threads with these numbers (0 = any); their numbers as we see them. RefusedError: one belongs to somebody else."""
     made = ffi.new("int32_t[]", max(len(tids), 1))
     code = int(lib.ckpt_threads_spawn(tree.handle, tree.ours(pid), ffi.new("int32_t[]", list(tids)), len(tids), made))
     if code == -errno.EEXIST:
-        raise CkptError(f"task {pid}: a thread number of {', '.join(map(str, tids))} is taken by another task")
+        raise refused(taken := tree.fault().tid, f"thread {taken} of task {pid}")
     tree.check(code, "make threads")
     return [int(tid) for tid in made[0 : len(tids)]]
 

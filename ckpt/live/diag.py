@@ -14,16 +14,19 @@ _ASK = struct.Struct("=BBBxI48x")  #: struct inet_diag_req_v2 with no particular
 _TOLD = struct.Struct("=BBxx2s2s16s16s12x16xI")  #: struct inet_diag_msg
 _DONE, _ERROR = 3, 2
 _ROOM = 1 << 16
+BOUND = 1 << 13  #: those that have a port and neither listen nor are connected (TCP_BOUND_INACTIVE, since 6.8)
+EVERY = 0xFFFFFFFF
 
 
-def listening() -> list[InetSocket]:
-    """TCP sockets of this network namespace, IPv4 and IPv6. Raises OSError where the kernel does not tell."""
+def listening(states: int = 1 << LISTEN) -> list[InetSocket]:
+    """TCP sockets of this network namespace, IPv4 and IPv6. `states`: others than those that listen. Raises OSError where the kernel
+    does not tell."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _SOCK_DIAG) as asking:
-        return [one for family in (socket.AF_INET, socket.AF_INET6) for one in _ask(asking, family)]
+        return [one for family in (socket.AF_INET, socket.AF_INET6) for one in _ask(asking, family, states)]
 
 
-def _ask(asking: socket.socket, family: int) -> list[InetSocket]:
-    question = _ASK.pack(family, socket.IPPROTO_TCP, 0, 1 << LISTEN)
+def _ask(asking: socket.socket, family: int, states: int) -> list[InetSocket]:
+    question = _ASK.pack(family, socket.IPPROTO_TCP, 0, states)
     asking.send(_HEAD.pack(_HEAD.size + len(question), _BY_FAMILY, _DUMP, 0, 0) + question)
     found: list[InetSocket] = []
     while True:

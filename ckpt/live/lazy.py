@@ -56,11 +56,16 @@ class Memory:
         return self.low, self.high
 
 
-def open_memory(tree: Tree, pid: int, space: int, ranges: Sequence[tuple[int, int]], segments: Segments) -> Memory:
-    """Registers the ranges (start, end) of a frozen process: from here on whoever touches a missing page waits for us."""
+def open_userfaultfd(tree: Tree, pid: int) -> int:
+    """Made by the process itself, for its memory; ours alone. While it still has our rights: those that a program of another user has do
+    not suffice for one that answers the kernel's own accesses."""
     made = ffi.new("int32_t *", -1)
     tree.check(int(lib.ckpt_lazy_open(tree.handle, tree.ours(pid), made)), "make a userfaultfd")
-    fd = int(made[0])
+    return int(made[0])
+
+
+def register(fd: int, pid: int, space: int, ranges: Sequence[tuple[int, int]], segments: Segments) -> Memory:
+    """The ranges (start, end) of a frozen process: from here on whoever touches a missing page waits for us."""
     for start, end in ranges:
         code = int(lib.ckpt_lazy_register(fd, start, end))
         if code < 0:

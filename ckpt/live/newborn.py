@@ -31,15 +31,16 @@ from types import TracebackType
 from typing import Self
 
 from ckpt.errors import CkptError, PermissionDeniedError, RefusedError
-from ckpt.live import act, clock, core, surgeon
+from ckpt.live import act, clock, core, numbers, surgeon
 from ckpt.live.ending import kill
-from ckpt.live.numbers import holders, is_dead, patience
+from ckpt.live.numbers import is_dead, patience
 from ckpt.live.runtime import start_ticks
 from ckpt.model import PidRef, Snapshot
 from ckpt.plan.family import Family, Step
 from ckpt.plan.renumber import renumbered
 
 _POLL_S = 0.005
+KILLED_WHY = "(kill -9, or no memory was left: the kernel's log says)"
 
 
 class Place(StrEnum):
@@ -165,6 +166,18 @@ class Newborns:
         self.tree.run()
         self._go_on()
 
+    def killed(self) -> CkptError | None:
+        """Says so, where somebody else has ended the root before it was whole."""
+        if not is_dead(self.ref.pid):
+            return None
+        return CkptError(f"task {self.ref.pid}: was killed before it was whole {KILLED_WHY}: nothing of it is left; try again")
+
+    def end(self) -> None:
+        """They run, and are not to: their memory cannot be completed."""
+        for pid in dict.fromkeys(thread.pid for thread in self.tree.threads()):
+            with suppress(CkptError):
+                self.tree.signal(pid, signal.SIGKILL)
+
     def _go_on(self) -> None:
         if self._keep >= 0:
             os.write(self._keep, b"g")
@@ -210,9 +223,7 @@ def _when_free(pid: int, make: Callable[[], tuple[int, int]]) -> int:
 
 def _refused(code: int, pid: int) -> CkptError:
     if code == -errno.EEXIST:
-        found = holders(pid)
-        why = min(found, key=lambda one: one.patience_s).text if found else "is taken"
-        return RefusedError(f"pid {pid}: {why}: end it, or restore with --new-pid or --pid-namespace")
+        return numbers.refused(pid)
     if code in (-errno.EPERM, -errno.EACCES):
         return PermissionDeniedError(f"pid {pid}: choosing it needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN: run as root, or use --new-pid")
     if code == -errno.EINVAL and all(line.split()[4] != "/" for line in Path("/proc/self/mountinfo").read_text().splitlines()):

@@ -16,7 +16,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -116,12 +116,15 @@ def load(ref: PidRef) -> Record | None:
 def save(ref: PidRef, record: Record) -> None:
     """Writes the record over the old one, in place and in one write: replacing the file would make some file systems flush
     it first (2 ms). A torn record is no record. Not synced: after a crash of the machine no target is alive."""
-    descriptor = os.open(path_of(ref, "json"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    path = path_of(ref, "json")
     try:
-        text = json.dumps(asdict(record)).encode()
-        os.pwrite(descriptor, text.ljust(os.fstat(descriptor).st_size), 0)
-    finally:
-        os.close(descriptor)
+        with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", buffering=0) as file:  # noqa: PTH123
+            text = json.dumps(asdict(record)).encode()
+            os.pwrite(file.fileno(), text.ljust(os.fstat(file.fileno()).st_size), 0)
+    except OSError as error:
+        raise CkptError(
+            f"{path}: cannot be written ({error.strerror}): make room there, or set CKPT_RUNTIME_DIR to another folder"
+        ) from None
 
 
 def forget(ref: PidRef) -> None:
@@ -144,8 +147,9 @@ def target_lock(ref: PidRef, timeout_s: float = 10.0) -> Iterator[None]:
                     holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "another process"
                     raise BusyError(f"task {ref.pid}: ckpt {holder} is at work on it: try again when it is done") from None
                 time.sleep(0.02)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        with suppress(OSError):  # a full disk: nobody learns who holds it
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(handle)

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import stat
 from types import TracebackType
 from typing import Self
 
-from ckpt.errors import CkptError
+from ckpt.errors import CkptError, RefusedError
 from ckpt.kinds.fd.given import given
 from ckpt.model import OpenFile
 
 ABOVE = 100  #: numbers that the newborn gets them at: out of the way of what it opens itself
+NUMBERS = 300  #: of ours, at least: beside these there are those of terminals and processes, from 200 on
 _LASTING = os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK
 
 
@@ -24,6 +26,7 @@ class Streams:
 
     def __init__(self) -> None:
         self.numbers: list[int] = []
+        _make_room()
 
     def __enter__(self) -> Self:
         return self
@@ -54,3 +57,12 @@ class Streams:
         mode = os.fstat(number).st_mode
         terminal = stat.S_ISCHR(mode) and os.major(os.fstat(number).st_rdev) != 1
         return given(identity, name, flags, number, pollable=stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or terminal)
+
+
+def _make_room() -> None:
+    """What newborns are handed stands at high numbers of ours. Their own limits are the generation's."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < NUMBERS:
+        raise RefusedError(f"ckpt itself may have {hard} open files, a restore wants {NUMBERS}: raise that hard limit (ulimit -Hn)")
+    if soft < NUMBERS:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -20,7 +20,7 @@ from ckpt.errors import CkptError, RefusedError
 from ckpt.kinds.base import call
 from ckpt.live import act
 from ckpt.live.core import Tree, mark
-from ckpt.live.numbers import holders
+from ckpt.live.numbers import refused, strangers
 from ckpt.model import Snapshot
 from ckpt.plan.family import Step, everyone
 from ckpt.plan.kin import Surgery, emptied
@@ -83,11 +83,8 @@ def operate(tree: Tree, now: Snapshot, work: Surgery, stop: Collection[int]) -> 
 
 def refuse_strangers(work: Surgery, now: Snapshot) -> None:
     """RefusedError names who has a number that is needed, where that is nobody of the tree."""
-    own = _own(now)
-    for number in sorted(work.numbers):
-        for one in holders(number):
-            if one.task not in own and not one.patience_s:
-                raise RefusedError(f"pid {number}: {one.text}: end it, or use ckpt restore with --new-pid or --pid-namespace")
+    for number, holder in strangers(work.numbers, _own(now)):
+        raise refused(number, holder=holder)
 
 
 def refuse_newcomers(work: Surgery, now: Snapshot) -> None:

@@ -14,19 +14,23 @@ import gc
 import json
 import os
 import signal
+import stat
+import syslog
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ckpt import errors
 from ckpt.errors import CkptError
-from ckpt.history.open import Mode, open_store
+from ckpt.history.open import Mode, open_store, translated
 from ckpt.history.pages import GenerationPages
+from ckpt.live.core import Tree
 from ckpt.live.guardian import Guardian
-from ckpt.live.lazy import Fetch, Filler, Memory, open_memory
-from ckpt.live.newborn import Newborns
+from ckpt.live.lazy import Fetch, Filler, Memory, open_userfaultfd, register
+from ckpt.live.newborn import KILLED_WHY, Newborns
 from ckpt.model import PAGE, Content, Snapshot, Task
 from ckpt.plan.batch import MAP_GROWSDOWN, MAP_PRIVATE
 from ckpt.plan.pages import RUN, as_runs
@@ -105,17 +109,22 @@ def _without(start: int, end: int, pages: Sequence[int]) -> list[tuple[int, int]
     return out
 
 
+def opened(tree: Tree, parts: Iterable[Later]) -> dict[int, Later]:
+    """Before anything is changed in the newborns: userfaultfd -> what it will be for."""
+    return {open_userfaultfd(tree, part.task.pid): part for part in parts if part.ranges}
+
+
 class LazyServer:
     """Made while the newborns are frozen and whole but for these parts; `begin` as soon as they run; `serve` returns when they have
     everything."""
 
-    def __init__(self, born: Newborns, store: Path, generation: int, source: GenerationPages, parts: Sequence[Later]) -> None:
+    def __init__(self, born: Newborns, store: Path, generation: int, source: GenerationPages, parts: Mapping[int, Later]) -> None:
+        """`parts`: by the userfaultfd of their memory (`opened`)."""
         self.born, self.store, self.generation, self.source = born, store, generation, source
         memories: list[Memory] = []
-        for part in parts:
+        for fd, part in parts.items():
             segments = part.segments(source.raw_runs(part.task.mm))
-            if part.ranges:
-                memories.append(open_memory(born.tree, part.task.pid, part.task.mm, part.ranges, segments))
+            memories.append(register(fd, part.task.pid, part.task.mm, part.ranges, segments))
         self._left = threading.Event()
         self._threads: list[threading.Thread] = []
         self.guardian = Guardian([memory.fd for memory in memories])
@@ -148,10 +157,20 @@ class LazyServer:
         for thread in self._threads:
             thread.join()
         if self.filler.failed is not None:
-            raise CkptError(f"task {self.born.ref.pid}: cannot be filled, and is ended: {self.filler.failed}")
+            self.born.end()
+            raise self._ended(self.filler.failed)
         self.guardian.release()
         self.filler.close()
         self.born.tree.leave()
+
+    def _ended(self, why: BaseException) -> CkptError:
+        """Of the kind that the store's failure has."""
+        try:
+            with translated(self.store):
+                raise why
+        except Exception as error:
+            kind = type(error) if isinstance(error, CkptError) else CkptError
+            return kind(f"task {self.born.ref.pid}: cannot be filled, and is ended: {error}")
 
     def _answer(self) -> None:
         """By the store that is open already, and that nobody else uses any more."""
@@ -199,7 +218,8 @@ def in_background(work: Work) -> dict[str, Any]:
         answer = told.read()
     if not answer:
         _pid, status = os.waitpid(child, 0)
-        raise CkptError(f"the server ended before its word (status {status}): try again")
+        why = KILLED_WHY if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL else f"(status {status})"
+        raise CkptError(f"its server was ended before the program ran {why}: nothing of it is left; try again")
     said = json.loads(answer)
     if "failed" in said:
         raise _again(said["failed"], said["message"])
@@ -223,7 +243,9 @@ def _be_server(work: Work, writing: int) -> None:
         work(tell)
     except BaseException as error:
         status = 1
-        if not said:
+        if said:
+            _report(error)
+        else:
             failed = type(error).__name__ if isinstance(error, CkptError) else "CkptError"
             os.write(writing, json.dumps({"failed": failed, "message": str(error)}).encode())
     finally:
@@ -231,11 +253,21 @@ def _be_server(work: Work, writing: int) -> None:
 
 
 def _detach() -> None:
-    """Nobody waits for our streams any more."""
+    """Whoever reads our streams to their end must not wait for us. Nobody does so with a terminal or a file: there we may still say why a
+    program was ended."""
     null = os.open(os.devnull, os.O_RDWR)
-    for stream in range(3):
+    lasting = os.isatty(2) or stat.S_ISREG(os.fstat(2).st_mode)
+    for stream in range(2 if lasting else 3):
         os.dup2(null, stream)
     os.close(null)
+
+
+def _report(error: BaseException) -> None:
+    """What went wrong when the command had ended long since: on its standard error, where that is still there, and in the system's log."""
+    line = "ckpt: " + " ".join(str(error).split())
+    with suppress(OSError):
+        os.write(2, line.encode() + b"\n")
+    syslog.syslog(syslog.LOG_DAEMON | syslog.LOG_ERR, line)
 
 
 def _again(name: str, message: str) -> CkptError:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
-from ckpt.errors import RefusedError
+from ckpt.errors import CkptError, RefusedError
 from ckpt.live import act, advice, core, names, objects, world
 from ckpt.live.capture import Layout
 from ckpt.live.execute import Executor
@@ -24,7 +24,7 @@ class Rebirth:
     def __init__(self, wanted: Snapshot, born: Newborns, tcp: str, clock: Clock, *, scratch: bool = False) -> None:
         self.wanted, self.born, self.tcp, self.clock, self.scratch = wanted, born, tcp, clock, scratch
 
-    def planned(self, spared: Collection[int] = ()) -> tuple[Snapshot, Reborn, Plan]:
+    def planned(self, spared: Collection[int] | None = None) -> tuple[Snapshot, Reborn, Plan]:
         """The newborns, what they are to become, and how. Raises RefusedError. `spared`: sockets that will be gone by then."""
         with core.Sink(SINK_PAGES, None) as sink:
             now = self.born.seen(Layout(self.born.tree, None, (), sink, newborn=True).take())
@@ -40,13 +40,34 @@ class Rebirth:
             raise RefusedError(refusals[0] + more)
         return now, again, made
 
-    def fill(self, made: Plan, now: Snapshot, wanted: Snapshot, pages: Pages, *, stopped: bool = False, lazy: bool = False) -> Executor:
+    def fill(
+        self,
+        made: Plan,
+        now: Snapshot,
+        wanted: Snapshot,
+        pages: Pages,
+        *,
+        stopped: bool = False,
+        lazy: bool = False,
+        begun: Callable[[], None] = lambda: None,
+    ) -> Executor:
         """They are what the generation says, and still stand before their first instruction. `stopped`: and will not run when
-        they are let go, until SIGCONT. `lazy`: not all of the memory is there, and no call may be begun."""
+        they are let go, until SIGCONT. `lazy`: not all of the memory is there, and no call may be begun. `begun` is called when calls can
+        be run in them, and they still have our rights."""
         stop = [task.pid for task in wanted.tasks if stopped or task.stopped]
         whole = not (lazy or self.scratch)
         executor = Executor(self.born.tree, made, now, wanted, stop=stop, rebuild=whole, keeps=whole)
+        try:
+            self._fill(executor, made, wanted, pages, begun)
+        except act.CallFailed as failed:
+            raise names.met(self.born.ref.pid, self.wanted, failed) or self.born.killed() or failed from None
+        except CkptError as error:
+            raise self.born.killed() or error from None
+        return executor
+
+    def _fill(self, executor: Executor, made: Plan, wanted: Snapshot, pages: Pages, begun: Callable[[], None]) -> None:
         executor.begin()
+        begun()
         executor.before_pages()
         self.clock.lap("layout")
         pages.put(self.born.tree, wanted)
@@ -60,4 +81,3 @@ class Rebirth:
         self.clock.lap("registers")
         executor.end()
         self.clock.lap("ended")
-        return executor

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ckpt.errors import CkptError
 from ckpt.history.open import Generation
-from ckpt.live import core, runtime
+from ckpt.live import core, numbers, runtime
 from ckpt.live.ending import kill
 from ckpt.live.names import sockets_of
 from ckpt.model import PidRef, Snapshot
+from ckpt.plan.family import Family
 
 
 def living(generation: Generation, wanted: Snapshot) -> PidRef | None:
@@ -26,10 +27,24 @@ def living(generation: Generation, wanted: Snapshot) -> PidRef | None:
     return None
 
 
+def still_lives(generation: Generation) -> str:
+    who = f"a living process ({generation.command}), the program of generation {generation.number} itself"
+    return f"pid {generation.pid}: is taken by {who}: --replace ends it first, --new-pid or --pid-namespace restores beside it"
+
+
 def sockets(ref: PidRef) -> set[int]:
     """Inodes of all sockets of the tree: their names are free once it has ended."""
     with core.Tree(ref.pid, ref.start_ticks) as tree:
         return sockets_of({thread.pid for thread in tree.threads()})
+
+
+def refuse_strangers(ref: PidRef, wanted: Snapshot) -> None:
+    """RefusedError names who has a number that will be wanted, where that is nobody of the tree: its own are free once it has ended."""
+    with core.Tree(ref.pid, ref.start_ticks) as tree:
+        own = {number for thread in tree.threads() for number in (thread.pid, thread.tid)}
+    threads = {thread.tid for task in wanted.tasks for thread in task.threads}
+    for number, holder in numbers.strangers({*threads, *(step.child for step in Family(wanted).steps() if step.child)}, own):
+        raise numbers.refused(number, holder=holder)
 
 
 def end(ref: PidRef) -> None:

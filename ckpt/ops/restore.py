@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ckpt.errors import RefusedError
 from ckpt.history.open import Generation, History, Mode, open_store
 from ckpt.kinds.table import table
 from ckpt.live import runtime
@@ -29,8 +30,9 @@ from ckpt.live.surroundings import Surroundings
 from ckpt.model import PidRef, Plan, Snapshot
 from ckpt.ops import replace as replacing
 from ckpt.ops.baseline import Clock
+from ckpt.ops.damage import with_a_way_out
 from ckpt.ops.interrupts import held
-from ckpt.ops.lazy import LazyServer, later_parts
+from ckpt.ops.lazy import Later, LazyServer, later_parts, opened
 from ckpt.ops.quiet import quiet
 from ckpt.ops.rebirth import Rebirth
 from ckpt.ops.restore_pages import Pages
@@ -51,7 +53,7 @@ class Request:
     foreground: bool = False  #: ckpt stays as the parent: in our session, with our terminal (Result.child is to be waited for)
     lazy: bool = False  #: let it run at once; this call returns when everything is there (ops/lazy.py)
     stopped: bool = False  #: leave it stopped (SIGCONT lets it go)
-    streams: Mapping[int, str] = field(default_factory=dict)  #: descriptor of the root -> path
+    streams: Mapping[tuple[int, int], str] = field(default_factory=dict)  #: (pid in the generation, or 0 for the root; descriptor) -> path
     tcp: str = "reset"  #: "reset" | "refuse": connections that have moved since
     clock: View = View.CONTINUE
 
@@ -100,7 +102,7 @@ def restore(
     Raises RefusedError (3), PermissionDeniedError (4), DamagedError (5), NotFoundError (6), CkptError (1)."""
     table()  # code is loaded before the clock starts
     clock = Clock()
-    with ExitStack() as stack:
+    with with_a_way_out(request.store, request.generation, request.pid), ExitStack() as stack:
         with quiet():
             result, server = _begin(request, clock, stack, progress)
         running(result)
@@ -124,7 +126,7 @@ def _begin(request: Request, clock: Clock, stack: ExitStack, progress: Callable[
         clock.lap("replaced")
     later = {part.task.mm: part.runs() for part in later_parts(around.wanted)} if request.lazy else {}
     pages = stack.enter_context(Pages(history.pages(generation.number), around.wanted, later))
-    born = _newborns(request, around.wanted, streams)  # by the thread whose children they stay
+    born = _newborns(request, generation, around.wanted, streams)  # by the thread whose children they stay
     run = _Run(request, history, generation, born, pages, Rebirth(around.wanted, born, request.tcp, clock))
 
     def fill() -> tuple[Result, LazyServer | None]:
@@ -139,10 +141,15 @@ def _begin(request: Request, clock: Clock, stack: ExitStack, progress: Callable[
     return fill() if request.lazy else born.tree.by_own_tracer(fill)  # the server of a lazy one stays its tracer
 
 
-def _newborns(request: Request, wanted: Snapshot, streams: Streams) -> Newborns:
+def _newborns(request: Request, generation: Generation, wanted: Snapshot, streams: Streams) -> Newborns:
     own_session = not request.foreground or bool(wanted.task(wanted.root.pid).attributes.get("terminal"))
     then = clocks_then(wanted.features) if request.clock is View.CONTINUE else None
-    return Newborns(wanted, request.place, streams.numbers, namespaces=CLONE_NEWNS, own_session=own_session, then=then)
+    try:
+        return Newborns(wanted, request.place, streams.numbers, namespaces=CLONE_NEWNS, own_session=own_session, then=then)
+    except RefusedError:
+        if request.place is Place.SAME and replacing.living(generation, wanted) is not None:
+            raise RefusedError(replacing.still_lives(generation)) from None
+        raise
 
 
 def _of_clocks(request: Request, wanted: Snapshot, born: Newborns) -> list[str]:
@@ -159,6 +166,8 @@ def _of_clocks(request: Request, wanted: Snapshot, born: Newborns) -> list[str]:
 
 def _rehearse(request: Request, wanted: Snapshot, streams: Streams, old: PidRef) -> None:
     """The plan alone, on newborns that nobody knows: what would be refused is refused before the living one is ended."""
+    if request.place is Place.SAME:
+        replacing.refuse_strangers(old, wanted)
     with Newborns(wanted, Place.NEW, streams.numbers) as born:
         Rebirth(wanted, born, request.tcp, Clock()).planned(spared=replacing.sockets(old))
 
@@ -172,8 +181,13 @@ class _Run:
         now, again, made = self.rebirth.planned()
         self.clock.lap("planned")
         progress("restoring pages")
-        parts = later_parts(again.wanted) if self.request.lazy else []
-        executor = self.rebirth.fill(made, now, again.wanted, self.pages, stopped=self.request.stopped, lazy=self.request.lazy)
+        parts: dict[int, Later] = {}
+
+        def open_early() -> None:
+            parts.update(opened(self.born.tree, later_parts(again.wanted) if self.request.lazy else ()))
+
+        options = {"stopped": self.request.stopped, "lazy": self.request.lazy}
+        executor = self.rebirth.fill(made, now, again.wanted, self.pages, **options, begun=open_early)
         self._remember()
         server = LazyServer(self.born, self.history.path, self.generation.number, self.pages.source, parts) if parts else None
         if server is None:

@@ -27,6 +27,7 @@ from ckpt.live.execute import Executor, Unchanged, disturbed
 from ckpt.live.surgeon import operate, outside_groups, refuse_newcomers, refuse_strangers
 from ckpt.model import PidRef, Plan, Snapshot
 from ckpt.ops.baseline import Clock, find_baseline
+from ckpt.ops.damage import with_a_way_out
 from ckpt.ops.interrupts import held
 from ckpt.ops.living import as_it_lives, living
 from ckpt.ops.quiet import quiet
@@ -82,7 +83,8 @@ class Result:
 
 def rollback(request: Request, progress: Callable[[str], None] = lambda _text: None) -> Result:
     """Rolls a living process back. Raises RefusedError (3), PermissionDeniedError (4), DamagedError (5), NotFoundError (6)."""
-    done = _rollback(request, progress, only_unfinished=False)
+    with with_a_way_out(request.store, request.generation, request.pid):
+        done = _rollback(request, progress, only_unfinished=False)
     assert done is not None
     return done
 

@@ -174,8 +174,7 @@ class _Run:
         self.clock.lap("armed")
         incremental = known and armed.exact
         if self.request.mode == "incremental" and not incremental:
-            lost = "its tracker was lost (the program closed it)" if known else "no baseline stands for this process in this store"
-            warnings = (*warnings, f"{lost}: everything was read")
+            warnings = (*warnings, f"{self._lost(known)}: everything was read")
         record = runtime.Record(self.incarnation, self.baseline.lineage, seats=armed.seats)
         runtime.save(self.ref, record)
         self.clock.lap("consumed")
@@ -190,6 +189,13 @@ class _Run:
         warnings = (*warnings, *armed.warnings, *self._unknown_writers())
         way = "cgroup" if self.group is not None else "ptrace"
         return Result(generation, found, warnings, verdict, way, time.monotonic_ns() - self.clock.start, self.writes)
+
+    def _lost(self, known: bool) -> str:
+        if not known:
+            return "no baseline stands for this process in this store"
+        if not self.baseline.seats:
+            return f"nothing has tracked it since generation {self.baseline.parent} (a restore, or a snapshot by comparison)"
+        return "its tracker was lost (the program closed it)"
 
     def _unknown_writers(self) -> Iterator[str]:
         if self.writes is not None and self.writes["lost"]:

@@ -30,6 +30,7 @@ from ckpt.live.streams import Streams
 from ckpt.live.surroundings import Surroundings
 from ckpt.model import OpenFile, Snapshot
 from ckpt.ops.baseline import Clock
+from ckpt.ops.damage import with_a_way_out
 from ckpt.ops.rebirth import SINK_PAGES, Rebirth
 from ckpt.ops.restore_pages import Pages
 from ckpt.ops.verify_pages import PageCheck, PageVerdict
@@ -91,7 +92,7 @@ def verify(request: Request, progress: Callable[[str], None] = lambda _text: Non
     """Raises what restore raises, where it cannot be brought back at all."""
     table()  # code is loaded before the clock starts
     clock = Clock()
-    with ExitStack() as stack:
+    with with_a_way_out(request.store, request.generation, request.pid), ExitStack() as stack:
         history = stack.enter_context(open_store(request.store, Mode.READ))
         generation, kept = history.load(history.resolve(request.generation, pid=request.pid))
         streams = stack.enter_context(Streams())

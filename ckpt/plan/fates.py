@@ -92,8 +92,15 @@ class Fates:
 
     def _refuse(self, file: OpenFile, reason: object) -> None:
         pid, fd = self.at_wanted[file.id][0]
-        self.said[pid].refusals.append(f"fd {fd} of task {pid} ({self.wanted.task(pid).comm}): {reason}; ckpt restore --replace")
+        self.said[pid].refusals.append(f"fd {fd} of task {pid} ({self.wanted.task(pid).comm}): {reason}{self._way_out(file)}")
         self.of[file.id] = Fate()
+
+    def _way_out(self, file: OpenFile) -> str:
+        """What cannot be made in place cannot be made for a new process, but --fd puts something else there."""
+        root = next((fd for pid, fd in self.at_wanted[file.id] if pid == self.wanted.root.pid), None)
+        pid, fd = self.at_wanted[file.id][0]
+        instead = f"--fd {pid}:{fd}=PATH" if root is None else f"--fd {root}=PATH"
+        return f"; ckpt restore {instead} opens another file in its place" if self.newborn else f"; ckpt restore --replace {instead}"
 
     def _warn(self, file: OpenFile, text: str) -> None:
         pid, fd = self.at_wanted[file.id][0]
@@ -219,8 +226,10 @@ class Fates:
 
     def _make_pair(self, kind: PairKind, file: OpenFile) -> None:
         others = peers(self.wanted.files)[file.id]
-        if others == () or (others and len(others) > 1):
-            return self._refuse(file, f"{file.kind} is gone, its other end is held outside the tree or was opened more than once")
+        if others == ():
+            return self._refuse(file, f"the other end of its {file.kind} is held outside the tree, and it is gone")
+        if others and len(others) > 1:
+            return self._refuse(file, f"{file.kind} is gone, and its other end was opened more than once: not supported")
         other = self.there[others[0]] if others else None
         try:
             calls = tuple(kind.recreate_pair(file, other))

@@ -60,8 +60,7 @@ def surgery(now: Snapshot, wanted: Snapshot, outside: Collection[int] = ()) -> S
         kept.drop(blocked)
     ends = tuple(_ends(now, kept.tasks, kept.zombies))
     made = frozenset(pid for pid in family.born if pid in there)
-    threads = {tid for pid in made for tid in (thread.tid for thread in there[pid].threads)}
-    numbers = frozenset({*family.born, *family.passing, *threads})
+    numbers = frozenset({*family.born, *family.passing, *_threads_to_make(here, there, made)})
     in_the_way = {
         pid: tuple(thread.tid for thread in here[pid].threads if thread.tid in numbers and thread.tid != pid) for pid in sorted(kept.tasks)
     }
@@ -74,6 +73,12 @@ def surgery(now: Snapshot, wanted: Snapshot, outside: Collection[int] = ()) -> S
         refusals=(*(f"{why}; {ADVICE}" for _, why in family.stuck), *_without_right(here, there, family)),
         warnings=tuple(family.warnings),
     )
+
+
+def _threads_to_make(here: Mapping[int, Task], there: Mapping[int, Task], made: Collection[int]) -> set[int]:
+    """Numbers of the threads of new tasks, and of those that have ended in others."""
+    had = {pid: {thread.tid for thread in task.threads} for pid, task in here.items() if pid not in made}
+    return {thread.tid for pid, task in there.items() for thread in task.threads if thread.tid not in had.get(pid, ())}
 
 
 def _without_right(here: Mapping[int, Task], there: Mapping[int, Task], family: Family) -> Iterator[str]:

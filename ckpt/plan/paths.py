@@ -34,17 +34,17 @@ def judge(file: OpenFile, world: World, members: Collection[int] = ()) -> Sequen
         return ()
     there = world.get(path)
     if there is None:
-        raise CannotUndo(f"{path} is gone")
+        raise CannotUndo(f"{path} is gone: put it back")
     own = _PROC.match(path)
     if own and int(own[1]) in members and there.dev == file.state["dev"]:
         return ()
     if (there.dev, there.ino) != (file.state["dev"], file.state["ino"]):
-        raise CannotUndo(f"{path} is another file by now (inode {there.ino}, then {file.state['ino']})")
+        raise CannotUndo(f"{path} is another file by now (inode {there.ino}, then {file.state['ino']}): move the old one back")
     if file.kind != "file":
         return ()
     taken = locks.taken(file.state.get("locks", ()), there.locks)
     if taken is not None:
-        raise CannotUndo(f"{path}: another process has a lock that it held ({taken})")
+        raise CannotUndo(f"{path}: another process has a lock that it held ({taken}): end that one")
     return _size(path, file, there)
 
 
@@ -55,7 +55,7 @@ def _size(path: str, file: OpenFile, there: FileIdentity) -> Sequence[str]:
     appends, writes = file.flags & os.O_APPEND, file.flags & os.O_ACCMODE
     change = f"{path} has become {'longer' if there.size > then else 'shorter'} ({then} bytes then, {there.size} now)"
     if there.size < file.pos and not appends:
-        raise CannotUndo(f"{change}: shorter than the position {file.pos} in it")
+        raise CannotUndo(f"{change}: shorter than the position {file.pos} in it: put back what is missing")
     if appends and there.size < then:
         return [f"{change}: it goes on at its end"]
     if writes and not appends:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from ckpt.kinds.base import value
-from ckpt.model import Backing, Mapping, OpenFile, RemoteArg, Task
+from ckpt.model import PAGE, Backing, Mapping, OpenFile, RemoteArg, Task
 from ckpt.plan import batch as b
 from ckpt.plan.batch import Batch
 from ckpt.plan.objects import Objects
@@ -77,8 +77,8 @@ class Sources:
             return
         there = self._world.get(mapping.backing.path)
         same = there is not None and (there.dev, there.ino) == key[:2]
-        if there is not None and same and not mapping.flags & b.MAP_SHARED and (changed := changes(there, mapping.backing)):
-            self._plan.refusals.append(f"{self._name(mapping)}: the file has changed since the generation ({changed})")
+        if there is not None and same and (refusal := _unfit(there, mapping)):
+            self._plan.refusals.append(f"{self._name(mapping)}: {refusal}")
             return
         found = self._held(mapping, key[2]) or self._by_path(mapping, key[2]) or self._by_mapping(mapping, key[2])
         if found is not None:
@@ -130,12 +130,29 @@ class Sources:
             return "the object is gone"
         there = self._world.get(backing.path)
         if backing.deleted or there is None:
-            return "the file is gone" + (": it had been deleted already, and its contents were not captured" if backing.deleted else "")
-        return f"the file is another one by now (inode {there.ino}, it was {backing.ino})"
+            return "the file is gone: " + (
+                "it had been deleted already, and its contents were not captured" if backing.deleted else "put it back"
+            )
+        return f"the file is another one by now (inode {there.ino}, it was {backing.ino}): move the old one back"
 
     def close(self) -> None:
         for opened in self._opened:
             self._plan.batch.add(b.NR_CLOSE, opened, note="close what was opened for mapping")
+
+
+def _unfit(there: FileIdentity, mapping: Mapping) -> str:
+    """Why the file of now cannot be mapped as the one of then was; nothing where it can."""
+    changed, then = changes(there, mapping.backing), mapping.backing
+    if changed and not mapping.flags & b.MAP_SHARED:
+        return f"the file has changed since the generation ({changed}): put it back as it was"
+    end = min(then.size, then.offset + mapping.end - mapping.start)
+    if changed and _in_pages(there.size) < _in_pages(end):
+        return f"the file has become shorter ({changed}), and what was mapped there would be SIGBUS: put back what is missing"
+    return ""
+
+
+def _in_pages(size: int) -> int:
+    return -(-size // PAGE)
 
 
 def changes(there: FileIdentity, then: Backing) -> str:

@@ -1,7 +1,8 @@
 """Which descriptors of a restored tree lead out of it, and what stands in their place. Pure.
 
 A terminal belongs to whoever sits at it, and the other end of a pipe to a stranger who is not restored: on the standard
-streams they become /dev/null (or what --fd names); elsewhere the plan refuses them by name.
+streams they become /dev/null (or what --fd names), and so does a terminal at any other number, since a stranger's may have its name by now.
+What else leads out elsewhere the plan refuses by name.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from ckpt.errors import UsageError
-from ckpt.model import OpenFile, Snapshot
+from ckpt.model import Descriptor, OpenFile, Snapshot, Task
 
 STANDARD = range(3)
 #: (path, identity, flags) -> the open file
@@ -28,32 +29,34 @@ class Redirected:
 
 
 def redirect(
-    wanted: Snapshot, chosen: Mapping[int, str], opener: Opener, passer: Passer | None = None, *, everywhere: bool = False
+    wanted: Snapshot, chosen: Mapping[tuple[int, int], str], opener: Opener, passer: Passer | None = None, *, everywhere: bool = False
 ) -> Redirected:
-    """`chosen`: fd of the root -> path. `passer`: standard streams that lead out become ours. `everywhere`: not the standard
+    """`chosen`: (pid, or 0 for the root; fd) -> path. `passer`: standard streams that lead out become ours. `everywhere`: not the standard
     streams alone. The same open file stays one: whoever shares it shares what replaces it."""
     root = wanted.task(wanted.root.pid)
-    held = {item.fd: item.file for item in root.descriptors}
     files = {file.id: file for file in wanted.files}
     changed: dict[int, OpenFile] = {}
     warnings = []
-    for fd, path in chosen.items():
-        if fd not in held:
-            raise UsageError(f"--fd {fd}={path}: task {root.pid} ({root.comm}) has no descriptor {fd} in this generation")
-        flags = files[held[fd]].flags
-        made = os.O_CREAT if fd and flags & os.O_ACCMODE else 0  # standard input is there to be read, though a terminal can be written to
-        changed[held[fd]] = opener(path, held[fd], flags | made)
-    for fd in sorted(held) if everywhere else STANDARD:
-        file = files.get(held.get(fd, -1))
-        if file is None or file.id in changed or not leads_out(file):
+    for (pid, fd), path in chosen.items():
+        file = files[_held(wanted, pid, fd, path)]
+        made = (
+            os.O_CREAT if fd and file.flags & os.O_ACCMODE else 0
+        )  # standard input is there to be read, though a terminal can be written to
+        changed[file.id] = opener(path, file.id, file.flags | made)
+    ours: dict[object, int] = {}  #: path of a terminal of then -> our standard stream that stands for it
+    own = [(root, item) for item in root.descriptors if everywhere or item.fd in STANDARD]
+    for task, item in (*own, *_terminals(wanted)):
+        file, standard = files[item.file], task is root and item.fd in STANDARD
+        if file.id in changed or not leads_out(file):
             continue
-        if passer is not None:
-            changed[file.id] = passer(fd, file.id, file.flags)
-        else:
-            changed[file.id] = opener("/dev/null", file.id, file.flags)
-            warnings.append(
-                f"fd {fd} of task {root.pid} ({root.comm}): {_what(file)}: /dev/null stands in its place (--fd {fd}=PATH chooses)"
-            )
+        stream = item.fd if standard or everywhere else ours.get(file.state["path"], -1)
+        if passer is not None and stream >= 0:
+            ours.setdefault(file.state.get("path"), stream)
+            changed[file.id] = passer(stream, file.id, file.flags)
+            continue
+        changed[file.id] = opener("/dev/null", file.id, file.flags)
+        choice = f"--fd {item.fd}=PATH" if task is root else f"--fd {task.pid}:{item.fd}=PATH"
+        warnings.append(f"fd {item.fd} of task {task.pid} ({task.comm}): {_what(file)}: /dev/null stands in its place ({choice} chooses)")
     kept = (changed.get(file.id) or file for file in wanted.files)
     return Redirected(replace(wanted, files=tuple(_unwatched(file, changed) for file in kept)), tuple(warnings), tuple(changed))
 
@@ -69,6 +72,21 @@ def as_now(wanted: Snapshot, now: Snapshot) -> Snapshot:
                 there.setdefault(item.file, here[task.pid, item.fd])
     kept = (replace(files[there[file.id]], id=file.id) if leads_out(file) and file.id in there else file for file in wanted.files)
     return replace(wanted, files=tuple(kept))
+
+
+def _held(wanted: Snapshot, pid: int, fd: int, path: str) -> int:
+    """OpenFile.id of what is open there."""
+    task = next((task for task in wanted.tasks if task.pid == (pid or wanted.root.pid)), None)
+    found = next((item.file for item in task.descriptors if item.fd == fd), None) if task is not None else None
+    if found is None:
+        who = f"task {task.pid} ({task.comm}) has no descriptor {fd}" if task is not None else f"there is no task {pid}"
+        raise UsageError(f"--fd {f'{pid}:' if pid else ''}{fd}={path}: {who} in this generation")
+    return found
+
+
+def _terminals(wanted: Snapshot) -> list[tuple[Task, Descriptor]]:
+    found = {file.id for file in wanted.files if file.kind in ("device", "pty")}
+    return [(task, item) for task in wanted.tasks for item in task.descriptors if item.file in found]
 
 
 def leads_out(file: OpenFile) -> bool:

@@ -186,7 +186,9 @@ def test_a_hard_limit_that_may_not_be_raised_is_named(ckpt: Ckpt, program: Asked
     if pid == 0:  # a ckpt that has less than the program had
         resource.setrlimit(resource.RLIMIT_MSGQUEUE, (hard - 1, hard - 1))
         try:
-            ckpt.run("restore", generation).refused(3, "hard limit of msgqueue size", str(hard), "CAP_SYS_RESOURCE")
+            ckpt.run("restore", generation).refused(
+                3, "hard limit of msgqueue size", f"{hard - 1} now, {hard} then", "CAP_SYS_RESOURCE", "run ckpt"
+            )
             os._exit(0)
         except BaseException:
             traceback.print_exc(file=sys.__stderr__)

@@ -244,7 +244,7 @@ def test_rlimits() -> None:
 def test_an_oom_score_that_cannot_be_lowered_is_told() -> None:
     here = {"adj": 0, "may_lower": False}
     assert kind("oom_score").caveats(here, {"adj": -500, "may_lower": True}) == [  # type: ignore[attr-defined]
-        "oom_score_adj stays 0: lowering it to -500 needs CAP_SYS_RESOURCE"
+        "oom_score_adj stays 0: lowering it to -500 needs CAP_SYS_RESOURCE: run ckpt with it, or lower it from outside"
     ]
     assert kind("oom_score").caveats({**here, "may_lower": True}, {"adj": -500}) == []  # type: ignore[attr-defined]
     assert kind("oom_score").caveats({**here, "adj": 700}, {"adj": 0}) == []  # type: ignore[attr-defined]

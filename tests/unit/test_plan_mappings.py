@@ -232,8 +232,10 @@ def test_what_has_changed_of_a_private_file_is_said() -> None:
 
 def test_a_shared_file_is_mapped_as_it_is_now() -> None:
     wanted = task(of_file(0, 2, prot=RW, flags=1))
-    plan = plan_layout(task(), wanted, (), {"/lib/one": FileIdentity(11, 101, 4096, 10**18)})
+    plan = plan_layout(task(), wanted, (), {"/lib/one": FileIdentity(11, 101, 8192, 10**18)})
     assert not plan.refusals
+    (refusal,) = plan_layout(task(), wanted, (), {"/lib/one": FileIdentity(11, 101, 4096, 10**18)}).refusals
+    assert "shorter (4096 bytes, it had 1048576)" in refusal
     assert any("not rolled back" in line for line in plan.warnings)
 
 

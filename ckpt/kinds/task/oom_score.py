@@ -27,7 +27,8 @@ class OomScore:
     def caveats(self, now: State, wanted: State) -> Sequence[str]:
         if not wanted or not now or now.get("may_lower") or wanted["adj"] >= min(now["adj"], 0):
             return []
-        return [f"oom_score_adj stays {now['adj']}: lowering it to {wanted['adj']} needs CAP_SYS_RESOURCE"]
+        stays = f"oom_score_adj stays {now['adj']}: lowering it to {wanted['adj']} needs CAP_SYS_RESOURCE"
+        return [f"{stays}: run ckpt with it, or lower it from outside"]
 
     def restore(self, now: State, wanted: State) -> Sequence[RemoteCall]:
         if not wanted or now.get("adj") == wanted["adj"]:

@@ -40,7 +40,10 @@ class Limits:
             title = TITLES[int(number)].lower() if int(number) < len(TITLES) else f"limit {number}"
             if number in now and now[number][1] < hard and not now.get(_MAY_RAISE):
                 what = title.removeprefix("max ")
-                raise CannotUndo(f"hard limit of {what}: {now[number][1]} now, {_amount(hard)} then: raising it needs CAP_SYS_RESOURCE")
+                limits = f"hard limit of {what}: {now[number][1]} now, {_amount(hard)} then"
+                raise CannotUndo(
+                    f"{limits}: raising it needs CAP_SYS_RESOURCE: run ckpt with it, or where that limit is as high (ulimit -H)"
+                )
             calls.append(call(nr("prlimit64"), 0, int(number), struct.pack("<QQ", soft, hard), 0, note=title))
         return calls
 
