@@ -28,8 +28,11 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/uio.h>
 
@@ -38,7 +41,9 @@ enum {
     STACK_BYTES = 256 * 1024,
     GET_DISPATCH = 0x4210, /* PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG */
     USER64_CS = 0x33,
+    ERESTARTNOHAND = 514, /* a signal that has come since the stop ends the call with the short count, as it would have; else it begins */
 };
+enum use { STREAM, SOURCE, SINK }; /* of a descriptor: with a buffer, or between two */
 #define SLOT_MAGIC UINT64_C(0x6f6e2073656f6720) /* " goes no" */
 #define VDSO_LOWEST UINT64_C(0x7f0000000000)
 
@@ -137,11 +142,24 @@ static unsigned slot_count(const struct bridge *bridge) {
     return count < TRANSFER_SLOTS ? count : TRANSFER_SLOTS;
 }
 
+/* Of a file nobody waits for more. What is read on must be there already: a splice ends where its source is empty, so going on there
+ * would wait for bytes that nobody may send before this call has returned. */
+static bool fits(int ours, enum use use) {
+    struct stat stat;
+    int ready = 0;
+    if (sys_statat(ours, "", &stat, AT_EMPTY_PATH))
+        return false;
+    bool stream = S_ISFIFO(stat.st_mode) || S_ISSOCK(stat.st_mode);
+    if (use == SOURCE)
+        return !stream || (!sys_ioctl(ours, FIONREAD, &ready) && ready > 0);
+    return use == SINK || stream || S_ISCHR(stat.st_mode); /* a file's short count is its own: the disk is full, a limit is reached */
+}
+
 /* Blocks without a limit: of a pipe or a file there is none. */
-static bool waits_for_ever(const struct task *task, int fd) {
+static bool waits_for_ever(const struct task *task, int fd, enum use use) {
     _cleanup_close_ int ours = sys_pidfd_getfd(task->pidfd, fd);
     int flags = ours < 0 ? ours : sys_fcntl(ours, F_GETFL, 0);
-    if (flags < 0 || (flags & O_NONBLOCK))
+    if (flags < 0 || (flags & O_NONBLOCK) || !fits(ours, use))
         return false;
     static const int options[] = {SO_SNDTIMEO, SO_RCVTIMEO};
     for (int i = 0; i < 2; i++) {
@@ -164,12 +182,21 @@ static bool filtered(ckpt_tree *tree, const struct thread *thread) {
     return !sys_ptrace(GET_DISPATCH, thread->tid, sizeof dispatch, (uintptr_t)&dispatch) && dispatch.mode;
 }
 
+/* What a second call would not do as one call does: peek further, open a connection once more, count its notices, and find the room for
+ * an address as it was (the first one has written there how long the address is). */
+static bool repeats(const struct restart_row *row, const uint64_t arg[6]) {
+    if (row->nr == SYS_recvfrom)
+        return !(arg[3] & MSG_PEEK) && !arg[4];
+    return row->nr != SYS_sendto || !(arg[3] & (MSG_FASTOPEN | MSG_ZEROCOPY));
+}
+
 static bool blocks(const struct task *task, const struct restart_row *row, const uint64_t arg[6]) {
     if (row->timeout_form != TIMEOUT_RECEIVE && row->timeout_form != TIMEOUT_SEND)
         return true; /* its descriptors are files, or it has none */
-    bool between = row->goes_on == GOES_ON_BY_COUNT; /* splice(in, offset, out, ...), sendfile(out, in, ...) */
-    unsigned other = row->wanted_arg == 4 ? 2 : 1;
-    return waits_for_ever(task, (int)arg[0]) && (!between || waits_for_ever(task, (int)arg[other]));
+    if (row->goes_on != GOES_ON_BY_COUNT)
+        return waits_for_ever(task, (int)arg[0], STREAM);
+    bool splice = row->wanted_arg == 4; /* splice(in, offset, out, ...), sendfile(out, in, ...) */
+    return waits_for_ever(task, (int)arg[splice ? 0 : 1], SOURCE) && waits_for_ever(task, (int)arg[splice ? 2 : 0], SINK);
 }
 
 bool transfer_can_go_on(ckpt_tree *tree, const struct thread *thread, const struct user_regs_struct *regs) {
@@ -181,7 +208,7 @@ bool transfer_can_go_on(ckpt_tree *tree, const struct thread *thread, const stru
         return false;
     bool room = !vdso_tail(tree, task) && task->bridge.promised < slot_count(&task->bridge);
     tree_fault_clear(tree);
-    if (!room || !blocks(task, row, arg))
+    if (!room || !repeats(row, arg) || !blocks(task, row, arg))
         return false;
     task->bridge.promised++;
     return true;
@@ -218,17 +245,26 @@ static int patch_frame(const struct task *owner, const struct slot *slot, ckpt_a
     return put == (ssize_t)bytes ? 0 : put < 0 ? (int)put : -EFAULT;
 }
 
-/* Frames on the thread's stack that return into its slot. */
-static int patch_frames(const struct task *owner, const struct thread *thread, const struct slot *slot, ckpt_addr_t at) {
+/* A frame of a handler, by the segments that the kernel writes behind rip: 64-bit code, none, none, the stack's. */
+#define FRAME_SEGMENTS UINT64_C(0x002b000000000033)
+enum { F_RSP = -1, FRAMES_DEEP = 4 };
+
+/* Frames on a stack that return into a slot; also on the stack that a handler with its own one has left (sigaltstack). */
+static int patch_stack(const struct task *owner, ckpt_addr_t from, const struct slot *slots, unsigned count, unsigned deep) {
     _cleanup_free_ uint64_t *stack = malloc(STACK_BYTES);
     if (!stack)
         return -ENOMEM;
-    ckpt_addr_t from = thread->regs.rsp & ~UINT64_C(7);
-    ssize_t words = sys_pread(owner->mem, stack, STACK_BYTES, from) / 8;
+    ckpt_addr_t begin = slot_place(&owner->bridge, count - 1);
+    ssize_t words = sys_pread(owner->mem, stack, STACK_BYTES, from &= ~UINT64_C(7)) / 8;
     int error = 0;
-    for (ssize_t i = F_BEFORE; i + F_CS < words && !error; i++)
-        if (stack[i] - at < BACK && (uint16_t)stack[i + F_CS] == USER64_CS)
-            error = patch_frame(owner, slot, at, stack + i, from + (uint64_t)i * 8);
+    for (ssize_t i = F_BEFORE; i + F_CS < words && !error; i++) {
+        uint64_t left = stack[i + F_RSP], at = stack[i] - begin;
+        const struct slot *slot = &slots[count - 1 - at / TRANSFER_SLOT % count];
+        if (at < count * TRANSFER_SLOT && at % TRANSFER_SLOT < BACK && (uint16_t)stack[i + F_CS] == USER64_CS && slot->magic == SLOT_MAGIC)
+            error = patch_frame(owner, slot, begin + at / TRANSFER_SLOT * TRANSFER_SLOT, stack + i, from + (uint64_t)i * 8);
+        else if (stack[i + F_CS] == FRAME_SEGMENTS && deep && left - from >= STACK_BYTES)
+            error = patch_stack(owner, left, slots, count, deep - 1);
+    }
     return error;
 }
 
@@ -236,6 +272,28 @@ static bool lives(pid_t tid) {
     char name[NAME_ROOM];
     _cleanup_close_ int fd = sys_openat(AT_FDCWD, proc_name(name, "/proc/", (uint64_t)tid, ""), O_PATH | O_DIRECTORY);
     return fd >= 0;
+}
+
+static void forget_owner(const struct task *owner, struct slot *slot, unsigned index) {
+    static const int32_t nobody = 0;
+    if (sys_pwrite(owner->mem, &nobody, sizeof nobody, slot_place(&owner->bridge, index) + offsetof(struct slot, tid)) == sizeof nobody)
+        slot->tid = nobody;
+}
+
+/* Whose frames may return into a slot: its thread's, or those of a child that a handler has forked there, whose only thread leads. */
+static int settle_slot(ckpt_tree *tree, struct task *task, struct task *owner, struct slot slots[TRANSFER_SLOTS], unsigned count, unsigned index) {
+    const struct thread *thread = tree_thread(tree, slots[index].tid);
+    const struct task *its = thread ? tree_task(tree, thread->pid) : NULL;
+    bool here = its && memory_owner(tree, its) == owner, runs = here ? thread->state != THREAD_STOPPED : !thread && lives(slots[index].tid);
+    const struct thread *heir = here ? thread : tree_leader(tree, task->pid);
+    if (runs)
+        owner->bridge.transfers |= 1U << index; /* of a process that has this memory and does not stand still */
+    int error = 0;
+    if (heir && heir->state == THREAD_STOPPED)
+        error = patch_stack(owner, heir->regs.rsp, slots, count, FRAMES_DEEP);
+    if (!error && !runs)
+        forget_owner(owner, &slots[index], index);
+    return error;
 }
 
 int transfer_settle(ckpt_tree *tree, struct task *task) {
@@ -246,35 +304,24 @@ int transfer_settle(ckpt_tree *tree, struct task *task) {
         return 0;
     }
     owner->bridge.transfers = 0;
+    task->bridge.settled = true;
     int count = read_slots(owner, slots), error = 0;
-    for (int i = 0; i < count && !error; i++) {
-        if (slots[i].magic != SLOT_MAGIC)
-            continue;
-        const struct thread *thread = tree_thread(tree, slots[i].tid);
-        const struct task *its = thread ? tree_task(tree, thread->pid) : NULL;
-        if (thread && its && thread->state == THREAD_STOPPED && memory_owner(tree, its) == owner)
-            error = patch_frames(owner, thread, &slots[i], slot_place(&owner->bridge, (unsigned)i));
-        else if (!thread && lives(slots[i].tid))
-            owner->bridge.transfers |= 1U << i; /* of a process that has this memory and does not stand still */
-    }
+    for (int i = 0; i < count && !error; i++)
+        if (slots[i].magic == SLOT_MAGIC && slots[i].tid)
+            error = settle_slot(tree, task, owner, slots, (unsigned)count, (unsigned)i);
     return error ? tree_fail(tree, error, "a handler's frame", task->pid, 0, -1, 0, NULL) : 0;
 }
 
 /* ---- and on ---- */
 
-/* Its own of before, one that nobody has had, or the first that nobody has; -1 = none. */
-static int take_slot(struct task *owner, const struct thread *thread) {
+/* One that nobody has had, or the first that nobody has; -1 = none. Where not all stand still (a freeze that has failed), a slot that is
+ * somebody's may have its thread inside. */
+static int take_slot(const struct task *task, struct task *owner) {
     struct slot slots[TRANSFER_SLOTS];
     int count = read_slots(owner, slots), found = -1;
     for (int i = count - 1; i >= 0; i--) {
-        bool own = slots[i].magic == SLOT_MAGIC && slots[i].tid == thread->tid;
-        if (own && !patch_frames(owner, thread, &slots[i], slot_place(&owner->bridge, (unsigned)i))) {
-            found = i;
-            break;
-        }
-        if (owner->bridge.transfers & 1U << i)
-            continue;
-        if (found < 0 || slots[found].magic || !slots[i].magic)
+        bool used = slots[i].magic == SLOT_MAGIC, busy = task->bridge.settled ? owner->bridge.transfers & 1U << i : used && slots[i].tid;
+        if (!busy && (found < 0 || slots[found].magic || !used))
             found = i;
     }
     if (found >= 0)
@@ -287,10 +334,10 @@ void transfer_go_on(ckpt_tree *tree, struct thread *thread) {
     const struct restart_row *row = restart_row(thread->decision.nr);
     if (thread->decision.action != CKPT_GO_ON || !row || row->goes_on == GOES_ON_NOT || !task)
         return;
-    struct task *owner = memory_owner(tree, task);
+    struct task *owner = task->bridge.settled ? memory_owner(tree, task) : task; /* else nobody has looked who shares memory with whom */
     struct user_regs_struct regs = thread->regs;
     uint64_t arg[6], done = (uint64_t)thread->decision.value;
-    int index = vdso_tail(tree, owner) < 0 ? -1 : take_slot(owner, thread);
+    int index = vdso_tail(tree, owner) < 0 ? -1 : take_slot(task, owner);
     tree_fault_clear(tree);
     restart_arguments(&regs, arg);
     if (index < 0 || done >= arg[row->wanted_arg])
@@ -307,9 +354,9 @@ void transfer_go_on(ckpt_tree *tree, struct thread *thread) {
     ckpt_addr_t at = slot_place(&owner->bridge, (unsigned)index);
     if (sys_pwrite(owner->mem, &slot, sizeof slot, at) != sizeof slot)
         return;
-    regs.rip = at;
-    regs.rax = (uint64_t)row->nr;
-    regs.orig_rax = ~UINT64_C(0);
+    regs.rip = regs.rcx = at + CALLED;
+    regs.orig_rax = (uint64_t)row->nr;
+    regs.rax = (uint64_t)-ERESTARTNOHAND;
     sys_ptrace(PTRACE_SETREGS, thread->tid, 0, (uintptr_t)&regs); /* else it has the short count */
 }
 
