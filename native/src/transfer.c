@@ -12,13 +12,16 @@
  *     would have by then (transfer_met), before anybody looks at its registers, and is sent on again when it is let go. So a generation
  *     holds an ordinary short count, and a death of ours leaves one.
  *  2. Nor does a handler's frame return there: such a frame gets the short count, which a signal would have left as well (transfer_settle).
- *  3. A slot is written before the thread is sent there, and taken again only when all threads that it may belong to stand still.
+ *  3. A slot is written before the thread is sent there, and taken again only when all threads that it may belong to stand still: until then it
+ *     has its thread's number. Of those that are free it is the one that has been so for longest: a frame on a stack that a program has put
+ *     aside by itself (swapcontext in a handler) is not seen.
  *  4. Only calls that the stop alone has cut (restart.c), that wait without a limit (a time-out would begin again), and whose descriptor
- *     blocks; not under a seccomp filter or syscall user dispatch, which may look at where a call comes from. Where there is no slot
+ *     blocks, and that a second call goes on with (repeats(), fits()); not under a seccomp filter or syscall user dispatch, which may look at where a call comes from. Where there is no slot
  *     the count stays short.
  *  5. An error ends it with what had been done. But who sends gets an error of the connection itself: the kernel tells it once, and has told
  *     it to us (without a stop the count would come first, and the error with the next call).
- *  6. No memory but the slot is touched, no flag that a system call leaves defined. A handler that comes meanwhile finds an address of the vdso.
+ *  6. It begins as an interrupted call does (ERESTARTNOHAND): a handler that became due since the stop ends it with the short count.
+ *  7. No memory but the slot is touched, no flag that a system call leaves defined. A handler that comes meanwhile finds an address of the vdso.
  */
 #define _GNU_SOURCE
 #include "inject.h"
@@ -56,7 +59,7 @@ struct slot {
     int32_t tid;                      /* whose it is */
     uint16_t nr;
     uint8_t buffer_arg, count_arg;    /* buffer_arg: NO_ARG = none */
-    uint8_t sends, spare[3];
+    uint32_t sends : 8, turn : 24;    /* turn: which of them was taken last; 0 = never */
 };
 _Static_assert(sizeof(struct slot) == TRANSFER_SLOT, "vdso.c counts them");
 
@@ -314,15 +317,19 @@ int transfer_settle(ckpt_tree *tree, struct task *task) {
 
 /* ---- and on ---- */
 
-/* One that nobody has had, or the first that nobody has; -1 = none. Where not all stand still (a freeze that has failed), a slot that is
- * somebody's may have its thread inside. */
-static int take_slot(const struct task *task, struct task *owner) {
+/* The one that has been free for longest (a program that changes stacks by itself may hold a frame that nobody has seen); -1 = none.
+ * Where not all stand still (a freeze that has failed, a doomed tree that is left), a slot that is another's may have its thread inside. */
+static int take_slot(const struct task *task, struct task *owner, const struct thread *thread, uint32_t *ret_turn) {
     struct slot slots[TRANSFER_SLOTS];
     int count = read_slots(owner, slots), found = -1;
+    *ret_turn = 1;
     for (int i = count - 1; i >= 0; i--) {
-        bool used = slots[i].magic == SLOT_MAGIC, busy = task->bridge.settled ? owner->bridge.transfers & 1U << i : used && slots[i].tid;
-        if (!busy && (found < 0 || slots[found].magic || !used))
+        bool own = slots[i].tid == thread->tid && !patch_stack(owner, thread->regs.rsp, slots, (unsigned)count, FRAMES_DEEP);
+        bool busy = task->bridge.settled ? owner->bridge.transfers & 1U << i : slots[i].tid && !own;
+        if (!busy && (found < 0 || slots[i].turn < slots[found].turn))
             found = i;
+        if (slots[i].turn >= *ret_turn)
+            *ret_turn = slots[i].turn + 1U;
     }
     if (found >= 0)
         owner->bridge.transfers |= 1U << found;
@@ -337,12 +344,13 @@ void transfer_go_on(ckpt_tree *tree, struct thread *thread) {
     struct task *owner = task->bridge.settled ? memory_owner(tree, task) : task; /* else nobody has looked who shares memory with whom */
     struct user_regs_struct regs = thread->regs;
     uint64_t arg[6], done = (uint64_t)thread->decision.value;
-    int index = vdso_tail(tree, owner) < 0 ? -1 : take_slot(task, owner);
+    uint32_t turn;
+    int index = vdso_tail(tree, owner) < 0 ? -1 : take_slot(task, owner, thread, &turn);
     tree_fault_clear(tree);
     restart_arguments(&regs, arg);
     if (index < 0 || done >= arg[row->wanted_arg])
         return;
-    struct slot slot = {.back = regs.rip, .magic = SLOT_MAGIC, .done = (uint32_t)done, .tid = thread->tid, .nr = (uint16_t)row->nr,
+    struct slot slot = {.back = regs.rip, .magic = SLOT_MAGIC, .done = (uint32_t)done, .tid = thread->tid, .nr = (uint16_t)row->nr, .turn = turn & 0xffffff,
                         .sends = row->timeout_form == TIMEOUT_SEND, .buffer_arg = NO_ARG, .count_arg = row->wanted_arg, .count = arg[row->wanted_arg]};
     if (row->goes_on == GOES_ON_FROM_BUFFER) {
         slot.buffer_arg = (uint8_t)(row->wanted_arg - 1);
