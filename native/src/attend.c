@@ -62,6 +62,8 @@ int ckpt_tree_run(ckpt_tree *tree) {
             error = tree_fail(tree, (int)failed, "run", thread->pid, thread->tid, -1, 0, NULL);
         thread->state = THREAD_GONE; /* to the tables of a frozen tree; it is attended from here on */
     }
+    for (size_t i = 0; i < tree->task_count; i++)
+        tree->tasks[i].bridge.settled = false;
     tree->thawed_at = now_ns();
     pace_end(&tree->pace);
     tree->frozen = false;

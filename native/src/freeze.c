@@ -236,7 +236,7 @@ static int attempt(ckpt_tree *tree, pid_t pid, pid_t *ret_slow) {
         return -EAGAIN;
     tree_drop_gone(tree);
     for (size_t i = 0; i < tree->task_count; i++)
-        tree->tasks[i].bridge.promised = 0;
+        tree->tasks[i].bridge.promised = tree->tasks[i].bridge.settled = 0;
     pace_begin(&tree->pace);
     scan_freezing(tree, cpu);
     pace_ticking(&tree->pace, true);

@@ -67,6 +67,7 @@ struct bridge {
     uint64_t caught, ignored; /* SigCgt and SigIgn of the process: which stop signal is free, which dispositions are known */
     bool filtered;            /* it has a seccomp filter */
     uint32_t transfers;       /* slots that are taken, by bits (transfer.c) */
+    bool settled;             /* ... and they tell all, of this freeze */
     uint32_t promised;        /* so many threads are to have one when they are let go */
     uint32_t status_at, tail_at; /* when these, and that the tail is free, were read: tree_knows() */
 };

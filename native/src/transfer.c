@@ -12,13 +12,16 @@
  *     would have by then (transfer_met), before anybody looks at its registers, and is sent on again when it is let go. So a generation
  *     holds an ordinary short count, and a death of ours leaves one.
  *  2. Nor does a handler's frame return there: such a frame gets the short count, which a signal would have left as well (transfer_settle).
- *  3. A slot is written before the thread is sent there, and taken again only when all threads that it may belong to stand still.
+ *  3. A slot is written before the thread is sent there, and taken again only when all threads that it may belong to stand still: until then it
+ *     has its thread's number. Of those that are free it is the one that has been so for longest: a frame on a stack that a program has put
+ *     aside by itself (swapcontext in a handler) is not seen.
  *  4. Only calls that the stop alone has cut (restart.c), that wait without a limit (a time-out would begin again), and whose descriptor
- *     blocks; not under a seccomp filter or syscall user dispatch, which may look at where a call comes from. Where there is no slot
+ *     blocks, and that a second call goes on with (repeats(), fits()); not under a seccomp filter or syscall user dispatch, which may look at where a call comes from. Where there is no slot
  *     the count stays short.
  *  5. An error ends it with what had been done. But who sends gets an error of the connection itself: the kernel tells it once, and has told
  *     it to us (without a stop the count would come first, and the error with the next call).
- *  6. No memory but the slot is touched, no flag that a system call leaves defined. A handler that comes meanwhile finds an address of the vdso.
+ *  6. It begins as an interrupted call does (ERESTARTNOHAND): a handler that became due since the stop ends it with the short count.
+ *  7. No memory but the slot is touched, no flag that a system call leaves defined. A handler that comes meanwhile finds an address of the vdso.
  */
 #define _GNU_SOURCE
 #include "inject.h"
@@ -28,8 +31,11 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/uio.h>
 
@@ -38,7 +44,9 @@ enum {
     STACK_BYTES = 256 * 1024,
     GET_DISPATCH = 0x4210, /* PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG */
     USER64_CS = 0x33,
+    ERESTARTNOHAND = 514, /* a signal that has come since the stop ends the call with the short count, as it would have; else it begins */
 };
+enum use { STREAM, SOURCE, SINK }; /* of a descriptor: with a buffer, or between two */
 #define SLOT_MAGIC UINT64_C(0x6f6e2073656f6720) /* " goes no" */
 #define VDSO_LOWEST UINT64_C(0x7f0000000000)
 
@@ -51,7 +59,7 @@ struct slot {
     int32_t tid;                      /* whose it is */
     uint16_t nr;
     uint8_t buffer_arg, count_arg;    /* buffer_arg: NO_ARG = none */
-    uint8_t sends, spare[3];
+    uint32_t sends : 8, turn : 24;    /* turn: which of them was taken last; 0 = never */
 };
 _Static_assert(sizeof(struct slot) == TRANSFER_SLOT, "vdso.c counts them");
 
@@ -137,11 +145,24 @@ static unsigned slot_count(const struct bridge *bridge) {
     return count < TRANSFER_SLOTS ? count : TRANSFER_SLOTS;
 }
 
+/* Of a file nobody waits for more. What is read on must be there already: a splice ends where its source is empty, so going on there
+ * would wait for bytes that nobody may send before this call has returned. */
+static bool fits(int ours, enum use use) {
+    struct stat stat;
+    int ready = 0;
+    if (sys_statat(ours, "", &stat, AT_EMPTY_PATH))
+        return false;
+    bool stream = S_ISFIFO(stat.st_mode) || S_ISSOCK(stat.st_mode);
+    if (use == SOURCE)
+        return !stream || (!sys_ioctl(ours, FIONREAD, &ready) && ready > 0);
+    return use == SINK || stream || S_ISCHR(stat.st_mode); /* a file's short count is its own: the disk is full, a limit is reached */
+}
+
 /* Blocks without a limit: of a pipe or a file there is none. */
-static bool waits_for_ever(const struct task *task, int fd) {
+static bool waits_for_ever(const struct task *task, int fd, enum use use) {
     _cleanup_close_ int ours = sys_pidfd_getfd(task->pidfd, fd);
     int flags = ours < 0 ? ours : sys_fcntl(ours, F_GETFL, 0);
-    if (flags < 0 || (flags & O_NONBLOCK))
+    if (flags < 0 || (flags & O_NONBLOCK) || !fits(ours, use))
         return false;
     static const int options[] = {SO_SNDTIMEO, SO_RCVTIMEO};
     for (int i = 0; i < 2; i++) {
@@ -164,12 +185,21 @@ static bool filtered(ckpt_tree *tree, const struct thread *thread) {
     return !sys_ptrace(GET_DISPATCH, thread->tid, sizeof dispatch, (uintptr_t)&dispatch) && dispatch.mode;
 }
 
+/* What a second call would not do as one call does: peek further, open a connection once more, count its notices, and find the room for
+ * an address as it was (the first one has written there how long the address is). */
+static bool repeats(const struct restart_row *row, const uint64_t arg[6]) {
+    if (row->nr == SYS_recvfrom)
+        return !(arg[3] & MSG_PEEK) && !arg[4];
+    return row->nr != SYS_sendto || !(arg[3] & (MSG_FASTOPEN | MSG_ZEROCOPY));
+}
+
 static bool blocks(const struct task *task, const struct restart_row *row, const uint64_t arg[6]) {
     if (row->timeout_form != TIMEOUT_RECEIVE && row->timeout_form != TIMEOUT_SEND)
         return true; /* its descriptors are files, or it has none */
-    bool between = row->goes_on == GOES_ON_BY_COUNT; /* splice(in, offset, out, ...), sendfile(out, in, ...) */
-    unsigned other = row->wanted_arg == 4 ? 2 : 1;
-    return waits_for_ever(task, (int)arg[0]) && (!between || waits_for_ever(task, (int)arg[other]));
+    if (row->goes_on != GOES_ON_BY_COUNT)
+        return waits_for_ever(task, (int)arg[0], STREAM);
+    bool splice = row->wanted_arg == 4; /* splice(in, offset, out, ...), sendfile(out, in, ...) */
+    return waits_for_ever(task, (int)arg[splice ? 0 : 1], SOURCE) && waits_for_ever(task, (int)arg[splice ? 2 : 0], SINK);
 }
 
 bool transfer_can_go_on(ckpt_tree *tree, const struct thread *thread, const struct user_regs_struct *regs) {
@@ -181,7 +211,7 @@ bool transfer_can_go_on(ckpt_tree *tree, const struct thread *thread, const stru
         return false;
     bool room = !vdso_tail(tree, task) && task->bridge.promised < slot_count(&task->bridge);
     tree_fault_clear(tree);
-    if (!room || !blocks(task, row, arg))
+    if (!room || !repeats(row, arg) || !blocks(task, row, arg))
         return false;
     task->bridge.promised++;
     return true;
@@ -218,17 +248,26 @@ static int patch_frame(const struct task *owner, const struct slot *slot, ckpt_a
     return put == (ssize_t)bytes ? 0 : put < 0 ? (int)put : -EFAULT;
 }
 
-/* Frames on the thread's stack that return into its slot. */
-static int patch_frames(const struct task *owner, const struct thread *thread, const struct slot *slot, ckpt_addr_t at) {
+/* A frame of a handler, by the segments that the kernel writes behind rip: 64-bit code, none, none, the stack's. */
+#define FRAME_SEGMENTS UINT64_C(0x002b000000000033)
+enum { F_RSP = -1, FRAMES_DEEP = 4 };
+
+/* Frames on a stack that return into a slot; also on the stack that a handler with its own one has left (sigaltstack). */
+static int patch_stack(const struct task *owner, ckpt_addr_t from, const struct slot *slots, unsigned count, unsigned deep) {
     _cleanup_free_ uint64_t *stack = malloc(STACK_BYTES);
     if (!stack)
         return -ENOMEM;
-    ckpt_addr_t from = thread->regs.rsp & ~UINT64_C(7);
-    ssize_t words = sys_pread(owner->mem, stack, STACK_BYTES, from) / 8;
+    ckpt_addr_t begin = slot_place(&owner->bridge, count - 1);
+    ssize_t words = sys_pread(owner->mem, stack, STACK_BYTES, from &= ~UINT64_C(7)) / 8;
     int error = 0;
-    for (ssize_t i = F_BEFORE; i + F_CS < words && !error; i++)
-        if (stack[i] - at < BACK && (uint16_t)stack[i + F_CS] == USER64_CS)
-            error = patch_frame(owner, slot, at, stack + i, from + (uint64_t)i * 8);
+    for (ssize_t i = F_BEFORE; i + F_CS < words && !error; i++) {
+        uint64_t left = stack[i + F_RSP], at = stack[i] - begin;
+        const struct slot *slot = &slots[count - 1 - at / TRANSFER_SLOT % count];
+        if (at < count * TRANSFER_SLOT && at % TRANSFER_SLOT < BACK && (uint16_t)stack[i + F_CS] == USER64_CS && slot->magic == SLOT_MAGIC)
+            error = patch_frame(owner, slot, begin + at / TRANSFER_SLOT * TRANSFER_SLOT, stack + i, from + (uint64_t)i * 8);
+        else if (stack[i + F_CS] == FRAME_SEGMENTS && deep && left - from >= STACK_BYTES)
+            error = patch_stack(owner, left, slots, count, deep - 1);
+    }
     return error;
 }
 
@@ -236,6 +275,28 @@ static bool lives(pid_t tid) {
     char name[NAME_ROOM];
     _cleanup_close_ int fd = sys_openat(AT_FDCWD, proc_name(name, "/proc/", (uint64_t)tid, ""), O_PATH | O_DIRECTORY);
     return fd >= 0;
+}
+
+static void forget_owner(const struct task *owner, struct slot *slot, unsigned index) {
+    static const int32_t nobody = 0;
+    if (sys_pwrite(owner->mem, &nobody, sizeof nobody, slot_place(&owner->bridge, index) + offsetof(struct slot, tid)) == sizeof nobody)
+        slot->tid = nobody;
+}
+
+/* Whose frames may return into a slot: its thread's, or those of a child that a handler has forked there, whose only thread leads. */
+static int settle_slot(ckpt_tree *tree, struct task *task, struct task *owner, struct slot slots[TRANSFER_SLOTS], unsigned count, unsigned index) {
+    const struct thread *thread = tree_thread(tree, slots[index].tid);
+    const struct task *its = thread ? tree_task(tree, thread->pid) : NULL;
+    bool here = its && memory_owner(tree, its) == owner, runs = here ? thread->state != THREAD_STOPPED : !thread && lives(slots[index].tid);
+    const struct thread *heir = here ? thread : tree_leader(tree, task->pid);
+    if (runs)
+        owner->bridge.transfers |= 1U << index; /* of a process that has this memory and does not stand still */
+    int error = 0;
+    if (heir && heir->state == THREAD_STOPPED)
+        error = patch_stack(owner, heir->regs.rsp, slots, count, FRAMES_DEEP);
+    if (!error && !runs)
+        forget_owner(owner, &slots[index], index);
+    return error;
 }
 
 int transfer_settle(ckpt_tree *tree, struct task *task) {
@@ -246,36 +307,29 @@ int transfer_settle(ckpt_tree *tree, struct task *task) {
         return 0;
     }
     owner->bridge.transfers = 0;
+    task->bridge.settled = true;
     int count = read_slots(owner, slots), error = 0;
-    for (int i = 0; i < count && !error; i++) {
-        if (slots[i].magic != SLOT_MAGIC)
-            continue;
-        const struct thread *thread = tree_thread(tree, slots[i].tid);
-        const struct task *its = thread ? tree_task(tree, thread->pid) : NULL;
-        if (thread && its && thread->state == THREAD_STOPPED && memory_owner(tree, its) == owner)
-            error = patch_frames(owner, thread, &slots[i], slot_place(&owner->bridge, (unsigned)i));
-        else if (!thread && lives(slots[i].tid))
-            owner->bridge.transfers |= 1U << i; /* of a process that has this memory and does not stand still */
-    }
+    for (int i = 0; i < count && !error; i++)
+        if (slots[i].magic == SLOT_MAGIC && slots[i].tid)
+            error = settle_slot(tree, task, owner, slots, (unsigned)count, (unsigned)i);
     return error ? tree_fail(tree, error, "a handler's frame", task->pid, 0, -1, 0, NULL) : 0;
 }
 
 /* ---- and on ---- */
 
-/* Its own of before, one that nobody has had, or the first that nobody has; -1 = none. */
-static int take_slot(struct task *owner, const struct thread *thread) {
+/* The one that has been free for longest (a program that changes stacks by itself may hold a frame that nobody has seen); -1 = none.
+ * Where not all stand still (a freeze that has failed, a doomed tree that is left), a slot that is another's may have its thread inside. */
+static int take_slot(const struct task *task, struct task *owner, const struct thread *thread, uint32_t *ret_turn) {
     struct slot slots[TRANSFER_SLOTS];
     int count = read_slots(owner, slots), found = -1;
+    *ret_turn = 1;
     for (int i = count - 1; i >= 0; i--) {
-        bool own = slots[i].magic == SLOT_MAGIC && slots[i].tid == thread->tid;
-        if (own && !patch_frames(owner, thread, &slots[i], slot_place(&owner->bridge, (unsigned)i))) {
+        bool own = slots[i].tid == thread->tid && !patch_stack(owner, thread->regs.rsp, slots, (unsigned)count, FRAMES_DEEP);
+        bool busy = task->bridge.settled ? owner->bridge.transfers & 1U << i : slots[i].tid && !own;
+        if (!busy && (found < 0 || slots[i].turn < slots[found].turn))
             found = i;
-            break;
-        }
-        if (owner->bridge.transfers & 1U << i)
-            continue;
-        if (found < 0 || slots[found].magic || !slots[i].magic)
-            found = i;
+        if (slots[i].turn >= *ret_turn)
+            *ret_turn = slots[i].turn + 1U;
     }
     if (found >= 0)
         owner->bridge.transfers |= 1U << found;
@@ -287,15 +341,16 @@ void transfer_go_on(ckpt_tree *tree, struct thread *thread) {
     const struct restart_row *row = restart_row(thread->decision.nr);
     if (thread->decision.action != CKPT_GO_ON || !row || row->goes_on == GOES_ON_NOT || !task)
         return;
-    struct task *owner = memory_owner(tree, task);
+    struct task *owner = task->bridge.settled ? memory_owner(tree, task) : task; /* else nobody has looked who shares memory with whom */
     struct user_regs_struct regs = thread->regs;
     uint64_t arg[6], done = (uint64_t)thread->decision.value;
-    int index = vdso_tail(tree, owner) < 0 ? -1 : take_slot(owner, thread);
+    uint32_t turn;
+    int index = vdso_tail(tree, owner) < 0 ? -1 : take_slot(task, owner, thread, &turn);
     tree_fault_clear(tree);
     restart_arguments(&regs, arg);
     if (index < 0 || done >= arg[row->wanted_arg])
         return;
-    struct slot slot = {.back = regs.rip, .magic = SLOT_MAGIC, .done = (uint32_t)done, .tid = thread->tid, .nr = (uint16_t)row->nr,
+    struct slot slot = {.back = regs.rip, .magic = SLOT_MAGIC, .done = (uint32_t)done, .tid = thread->tid, .nr = (uint16_t)row->nr, .turn = turn & 0xffffff,
                         .sends = row->timeout_form == TIMEOUT_SEND, .buffer_arg = NO_ARG, .count_arg = row->wanted_arg, .count = arg[row->wanted_arg]};
     if (row->goes_on == GOES_ON_FROM_BUFFER) {
         slot.buffer_arg = (uint8_t)(row->wanted_arg - 1);
@@ -307,9 +362,9 @@ void transfer_go_on(ckpt_tree *tree, struct thread *thread) {
     ckpt_addr_t at = slot_place(&owner->bridge, (unsigned)index);
     if (sys_pwrite(owner->mem, &slot, sizeof slot, at) != sizeof slot)
         return;
-    regs.rip = at;
-    regs.rax = (uint64_t)row->nr;
-    regs.orig_rax = ~UINT64_C(0);
+    regs.rip = regs.rcx = at + CALLED;
+    regs.orig_rax = (uint64_t)row->nr;
+    regs.rax = (uint64_t)-ERESTARTNOHAND;
     sys_ptrace(PTRACE_SETREGS, thread->tid, 0, (uintptr_t)&regs); /* else it has the short count */
 }
 

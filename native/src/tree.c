@@ -140,6 +140,16 @@ static bool has_threads(const ckpt_tree *tree, pid_t pid) {
     return false;
 }
 
+/* Rows have moved: `mm` is the first that had the same. From the end, so that those before still hold what they had. */
+static void memories_moved(ckpt_tree *tree) {
+    for (size_t i = tree->task_count; i-- > 0;) {
+        int32_t first = 0;
+        while (tree->tasks[first].mm != tree->tasks[i].mm)
+            first++;
+        tree->tasks[i].mm = first;
+    }
+}
+
 void tree_drop_gone(ckpt_tree *tree) {
     size_t kept = 0;
     for (size_t i = 0; i < tree->thread_count; i++)
@@ -159,7 +169,10 @@ void tree_drop_gone(ckpt_tree *tree) {
         }
         tree->tasks[kept++] = *task;
     }
+    bool moved = tree->task_count != kept;
     tree->task_count = kept;
+    if (moved)
+        memories_moved(tree);
 }
 
 /* kcmp answers 0 for the same memory. Where it is not built in, every process counts as alone: a shared memory is then

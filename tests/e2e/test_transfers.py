@@ -216,3 +216,61 @@ def test_the_other_end_goes_away(kind: str, ckpt: Ckpt) -> None:
         first, second = map(int, target.ask("look").split())
         assert first in (-104, -32)
         assert second in (-104, -32)
+
+
+PEEKS = """
+import socket, threading, time
+with socket.create_server(('127.0.0.1', 0)) as server:
+    one = socket.create_connection(server.getsockname())
+    other = server.accept()[0]
+one.send(b'a' * 1000)
+got = []
+threading.Thread(target=lambda: got.append(other.recv(2000, socket.MSG_PEEK | socket.MSG_WAITALL)), daemon=True).start()
+time.sleep(0.3)
+print('READY', flush=True)
+for _ in iter(input, 'end'):
+    one.send(b'b' * 1000)
+    while not got: time.sleep(0.01)
+    print(len(got[0]), got[0] == (b'a' * 1000 + b'b' * 1000)[:len(got[0])], flush=True)
+"""
+
+
+def test_a_peek_does_not(ckpt: Ckpt) -> None:
+    """A second one would see the first bytes again."""
+    with Victim([PYTHON, "-c", PEEKS]) as target:
+        ckpt.snapshot(target.pid)
+        assert target.ask("look") == "1000 True"
+
+
+SPLICES = """
+import os, threading, time
+source, into = os.pipe()
+file = os.memfd_create('file')
+told = os.pipe()
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+def work():
+    while True:
+        at = ctypes.c_longlong(0)
+        os.write(told[1], b'x' * (libc.splice(source, None, file, ctypes.byref(at), 1 << 20, 0) > 0))
+threading.Thread(target=work, daemon=True).start()
+rounds = 0
+def play():
+    global rounds
+    while True:
+        os.write(into, bytes(65536))
+        os.read(told[0], 1)
+        rounds += 1
+threading.Thread(target=play, daemon=True).start()
+print('READY', flush=True)
+for _ in iter(input, 'end'): print(rounds, flush=True)
+"""
+
+
+def test_a_splice_ends_with_its_source(ckpt: Ckpt) -> None:
+    """Its count is short by itself: who waits for more would wait for ever."""
+    with Victim([PYTHON, "-c", SPLICES]) as target:
+        for _ in range(8):
+            ckpt.snapshot(target.pid)
+            before = int(target.ask("look"))
+            assert within(10, lambda was=before: int(target.ask("look")) > was)
