@@ -104,6 +104,14 @@ def stat_fields(pid: int) -> list[str]:
     return text[text.rindex(")") + 2 :].split()
 
 
+def command_line(pid: int) -> bytes:
+    """Empty where there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def ticks_now() -> int:
     """Now as field 22 of /proc/PID/stat counts it."""
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
@@ -120,6 +128,7 @@ class Victim:
         self._buffer = b""
         self._pidfds: dict[int, int] = {}
         self._since = ticks_now()
+        self._killed, self._words = False, b""
         self.process: subprocess.Popen[bytes] | None = subprocess.Popen(
             self.command,
             cwd=HERE,
@@ -144,6 +153,7 @@ class Victim:
                 raise VictimError(f"{self.command}: said {first!r} in place of READY")
             words = first.split()
             self.pid = int(words[1]) if child else self.leader
+            self._words = command_line(self.leader)
             self.note()
         except BaseException:
             self.end()
@@ -166,6 +176,7 @@ class Victim:
         made.command, made.timeout_s, made.process = other.command, other.timeout_s, None
         made._buffer, made._pidfds, made._to, made._from = b"", {}, -1, -1
         made.leader, made.pid, made._since = 0, 0, ticks_now()
+        made._killed, made._words = False, b""
         return made
 
     def __enter__(self) -> Self:
@@ -264,6 +275,7 @@ class Victim:
         self._kill_all()
         self._wait()
         self._reaped()
+        self._killed = True
 
     def collect(self) -> None:
         """Waits for the process in a thread of its own, as a shell or an init would: its number is free once it has ended."""
@@ -282,7 +294,8 @@ class Victim:
                 if mine >= 0:
                     os.close(mine)
             self._to, self._from, self._buffer = to, source, b""
-        self.leader = self.pid
+        self.leader, self._killed = self.pid, False
+        self._words = command_line(self.leader)
         self.note()
 
     # ---- the end ----
@@ -297,8 +310,8 @@ class Victim:
 
     def note(self) -> None:
         """Opens a pidfd for every process that is ours now; none where nothing was started or revived yet."""
-        if self.leader <= 1:
-            return
+        if self.leader <= 1 or (self._killed and command_line(self.leader) != self._words):
+            return  # or another one has the number by now, not one that a test has restored by itself
         queue = [self.leader, *self._session()]
         for pid in queue:
             queue += [one for one in children(pid) if one not in queue]
