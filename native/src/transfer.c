@@ -326,7 +326,8 @@ static int take_slot(const struct task *task, struct task *owner, const struct t
     for (int i = count - 1; i >= 0; i--) {
         bool own = slots[i].tid == thread->tid && !patch_stack(owner, thread->regs.rsp, slots, (unsigned)count, FRAMES_DEEP);
         bool busy = task->bridge.settled ? owner->bridge.transfers & 1U << i : slots[i].tid && !own;
-        if (!busy && (found < 0 || slots[i].turn < slots[found].turn))
+        bool again = found >= 0 && !task->bridge.settled && slots[found].tid == thread->tid; /* else it has two, and somebody none */
+        if (!busy && !again && (found < 0 || own || slots[i].turn < slots[found].turn))
             found = i;
         if (slots[i].turn >= *ret_turn)
             *ret_turn = slots[i].turn + 1U;
