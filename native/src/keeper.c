@@ -6,7 +6,9 @@
  *
  * Invariants
  *  1. Only the very wait is ended (waits.c, fact 2): the count of voluntary switches, the call, its arguments and its stack are
- *     compared before the stop and at it. Where any differs the thread goes on as after any other stop (stop.c).
+ *     compared before the stop and at it. Where any differs the thread goes on as after any other stop (stop.c). One that was woken, has
+ *     begun the next wait and is stopped before it sleeps there has the same count: so it must be asleep just before it is asked to
+ *     stop, and nothing may come between (we run as SCHED_FIFO then, where we may).
  *  2. The target's lock is held around that: another ckpt never meets us as a tracer. It knows the deadline by the record
  *     (ckpt/live/waits.py) and keeps it itself; we then find another count, and are done.
  *  3. Killed, or never run: the wait ends late, by the time that it had waited before the freeze. Killed at the stop: stop.c, fact 2.
@@ -17,6 +19,7 @@
 #include "waits.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -29,6 +32,7 @@
 #include <time.h>
 #include <unistd.h>
 
+enum { MOMENT_NS = 200 * 1000 };
 enum { FIRST_LOOK_NS = 20 * 1000 * 1000, LAST_LOOK_NS = 2000 * 1000 * 1000 };
 
 struct keeper {
@@ -49,18 +53,19 @@ static bool may_be_there(struct keeper *keeper, const struct ckpt_wait *wait) {
     return switches && (switches == wait->switches || switches + 1 == wait->switches);
 }
 
+/* The kernel shows the call of one that sleeps; whoever slept in the next one by then would have another count afterwards. */
 static bool sleeps_there(struct keeper *keeper, const struct ckpt_wait *wait) {
     struct ckpt_wait shown = {0};
     const struct thread *thread = tree_thread(&keeper->tree, wait->tid);
-    return voluntary_switches(&keeper->tree, thread) == wait->switches && wait_shown(tree_task(&keeper->tree, wait->pid)->dir, wait->tid, &shown) &&
-           same_call(&shown, wait);
+    return wait_shown(tree_task(&keeper->tree, wait->pid)->dir, wait->tid, &shown) && same_call(&shown, wait) &&
+           voluntary_switches(&keeper->tree, thread) == wait->switches;
 }
 
 static bool stopped_there(struct keeper *keeper, const struct thread *thread, const struct ckpt_wait *wait) {
     struct ckpt_wait shown = {.nr = thread->decision.nr, .sp = thread->regs.rsp, .pc = thread->regs.rip};
     memcpy(shown.arg, (const uint64_t[]){thread->regs.rdi, thread->regs.rsi, thread->regs.rdx, thread->regs.r10, thread->regs.r8, thread->regs.r9},
            sizeof shown.arg);
-    return wait_must_be_kept(thread) && same_call(&shown, wait) && voluntary_switches(&keeper->tree, thread) == wait->switches + 1;
+    return !thread->wait.woken && wait_must_be_kept(thread) && same_call(&shown, wait) && voluntary_switches(&keeper->tree, thread) == wait->switches + 1;
 }
 
 /* Asked to stop; those of one moment are all asked before the first is waited for. */
@@ -69,8 +74,12 @@ static void begin_end(struct keeper *keeper, const struct ckpt_wait *wait) {
     if (!sleeps_there(keeper, wait))
         return;
     thread->state = THREAD_FREE;
-    if (!thread_seize(&keeper->tree, thread))
-        thread_interrupt(&keeper->tree, thread);
+    if (thread_seize(&keeper->tree, thread))
+        return;
+    uint64_t before = now_ns();
+    bool there = sleeps_there(keeper, wait);
+    thread_interrupt(&keeper->tree, thread);
+    thread->wait.woken = !there || now_ns() - before > MOMENT_NS;
 }
 
 static void end_wait(struct keeper *keeper, const struct ckpt_wait *wait) {
@@ -93,11 +102,16 @@ static void end_wait(struct keeper *keeper, const struct ckpt_wait *wait) {
 
 static void drop(struct keeper *keeper, size_t index) { keeper->waits[index] = keeper->waits[--keeper->count]; }
 
+static void hurry(bool on) {
+    sched_setscheduler(0, on ? SCHED_FIFO | SCHED_RESET_ON_FORK : SCHED_OTHER, &(struct sched_param){.sched_priority = on});
+}
+
 /* Those whose time is over. */
 static void end_due(struct keeper *keeper) {
     uint64_t now = now_ns();
     _cleanup_close_ int lock = open(keeper->lock, O_RDWR | O_CLOEXEC);
     bool ours = lock >= 0 && !flock(lock, LOCK_EX);
+    hurry(true);
     for (size_t i = 0; i < keeper->count && ours; i++)
         if (keeper->waits[i].deadline <= now)
             begin_end(keeper, &keeper->waits[i]);
@@ -108,6 +122,7 @@ static void end_due(struct keeper *keeper) {
             end_wait(keeper, &keeper->waits[i]);
         drop(keeper, i);
     }
+    hurry(false);
 }
 
 static void sleep_until(uint64_t when) {

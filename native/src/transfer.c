@@ -11,7 +11,7 @@
  *  1. Outside of a thaw no thread of a stopped tree is in a slot: whoever is met there is put back at its call's end with the count that it
  *     would have by then (transfer_met), before anybody looks at its registers, and is sent on again when it is let go. So a generation
  *     holds an ordinary short count, and a death of ours leaves one.
- *  2. Nor does a handler's frame return there: such a frame gets the short count, which a signal would have left as well (transfer_settle).
+ *  2. Nor does a handler's frame return there: such a frame gets the short count, which a signal would have left as well (frames.c).
  *  3. A slot is written before the thread is sent there, and taken again only when all threads that it may belong to stand still: until then it
  *     has its thread's number. Of those that are free it is the one that has been so for longest: a frame on a stack that a program has put
  *     aside by itself (swapcontext in a handler) is not seen.
@@ -24,12 +24,11 @@
  *  7. No memory but the slot is touched, no flag that a system call leaves defined. A handler that comes meanwhile finds an address of the vdso.
  */
 #define _GNU_SOURCE
-#include "inject.h"
 #include "restart.h"
+#include "transfer.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stddef.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/ptrace.h>
@@ -40,28 +39,12 @@
 #include <sys/uio.h>
 
 enum {
-    CALLED = 2, TESTED = 5, FAILED = 7, CHOSEN = 10, GIVE = 12, GIVEN = 17, ADD = 19, ADDED = 25, JUMP = 55, BACK = 64, /* offsets in a slot */
-    STACK_BYTES = 256 * 1024,
+    CALLED = 2, TESTED = 5, FAILED = 7, CHOSEN = 10, GIVE = 12, GIVEN = 17, ADD = 19, ADDED = 25, JUMP = 55, /* offsets in a slot */
     GET_DISPATCH = 0x4210, /* PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG */
-    USER64_CS = 0x33,
     ERESTARTNOHAND = 514, /* a signal that has come since the stop ends the call with the short count, as it would have; else it begins */
 };
 enum use { STREAM, SOURCE, SINK }; /* of a descriptor: with a buffer, or between two */
-#define SLOT_MAGIC UINT64_C(0x6f6e2073656f6720) /* " goes no" */
 #define VDSO_LOWEST UINT64_C(0x7f0000000000)
-
-struct slot {
-    uint8_t code[BACK];
-    ckpt_addr_t back;
-    uint64_t magic;
-    uint64_t buffer, count;           /* arguments as the program gave them */
-    uint32_t done;
-    int32_t tid;                      /* whose it is */
-    uint16_t nr;
-    uint8_t buffer_arg, count_arg;    /* buffer_arg: NO_ARG = none */
-    uint32_t sends : 8, turn : 24;    /* turn: which of them was taken last; 0 = never */
-};
-_Static_assert(sizeof(struct slot) == TRANSFER_SLOT, "vdso.c counts them");
 
 /* ---- registers ---- */
 
@@ -98,7 +81,7 @@ static void write_code(struct slot *slot) {
 static bool ends(int64_t rax) { return rax <= -EPIPE && rax > -512; }
 
 /* What the program goes on with, of a thread at `at` in the slot's code. */
-static uint64_t count_at(const struct slot *slot, size_t at, int64_t rax) {
+uint64_t slot_count_at(const struct slot *slot, size_t at, int64_t rax) {
     if (at == 0 || at == GIVE)
         return slot->done;
     if (at == GIVEN || at >= ADDED)
@@ -128,7 +111,7 @@ int transfer_met(struct thread *thread) {
         return 0;
     size_t offset = regs->rip - at;
     bool inside = offset == 0 || (offset == CALLED && (int64_t)regs->orig_rax >= 0);
-    regs->rax = count_at(&slot, offset, (int64_t)regs->rax);
+    regs->rax = slot_count_at(&slot, offset, (int64_t)regs->rax);
     regs->orig_rax = inside ? slot.nr : ~UINT64_C(0);
     regs->rip = regs->rcx = slot.back;
     if (slot.buffer_arg != NO_ARG)
@@ -219,10 +202,7 @@ bool transfer_can_go_on(ckpt_tree *tree, const struct thread *thread, const stru
 
 /* ---- the slots of a memory ---- */
 
-static ckpt_addr_t slot_place(const struct bridge *bridge, unsigned index) { return bridge->tail_end - (index + 1) * TRANSFER_SLOT; }
-
-/* All of them by one read: slots[0] is the last in memory. */
-static int read_slots(const struct task *owner, struct slot slots[TRANSFER_SLOTS]) {
+int slots_read(const struct task *owner, struct slot slots[TRANSFER_SLOTS]) {
     unsigned count = slot_count(&owner->bridge);
     struct slot found[TRANSFER_SLOTS];
     size_t bytes = count * sizeof *found;
@@ -233,98 +213,16 @@ static int read_slots(const struct task *owner, struct slot slots[TRANSFER_SLOTS
     return (int)count;
 }
 
-/* A signal frame's registers, around its rip (arch/x86/include/uapi/asm/sigcontext.h), in words. */
-enum { F_R10 = -14, F_R8 = -16, F_R9 = -15, F_RDI = -8, F_RSI = -7, F_RDX = -4, F_RAX = -3, F_RCX = -2, F_RIP = 0, F_CS = 2, F_BEFORE = 16, F_WORDS = 19 };
-
-static int patch_frame(const struct task *owner, const struct slot *slot, ckpt_addr_t at, uint64_t *rip, ckpt_addr_t place) {
-    static const int args[6] = {F_RDI, F_RSI, F_RDX, F_R10, F_R8, F_R9};
-    rip[F_RAX] = count_at(slot, rip[F_RIP] - at, (int64_t)rip[F_RAX]);
-    rip[F_RIP] = rip[F_RCX] = slot->back;
-    if (slot->buffer_arg != NO_ARG)
-        rip[args[slot->buffer_arg]] = slot->buffer;
-    rip[args[slot->count_arg]] = slot->count;
-    size_t bytes = F_WORDS * sizeof *rip;
-    ssize_t put = sys_pwrite(owner->mem, rip - F_BEFORE, bytes, place - F_BEFORE * sizeof *rip);
-    return put == (ssize_t)bytes ? 0 : put < 0 ? (int)put : -EFAULT;
-}
-
-/* A frame of a handler, by the segments that the kernel writes behind rip: 64-bit code, none, none, the stack's. */
-#define FRAME_SEGMENTS UINT64_C(0x002b000000000033)
-enum { F_RSP = -1, FRAMES_DEEP = 4 };
-
-/* Frames on a stack that return into a slot; also on the stack that a handler with its own one has left (sigaltstack). */
-static int patch_stack(const struct task *owner, ckpt_addr_t from, const struct slot *slots, unsigned count, unsigned deep) {
-    _cleanup_free_ uint64_t *stack = malloc(STACK_BYTES);
-    if (!stack)
-        return -ENOMEM;
-    ckpt_addr_t begin = slot_place(&owner->bridge, count - 1);
-    ssize_t words = sys_pread(owner->mem, stack, STACK_BYTES, from &= ~UINT64_C(7)) / 8;
-    int error = 0;
-    for (ssize_t i = F_BEFORE; i + F_CS < words && !error; i++) {
-        uint64_t left = stack[i + F_RSP], at = stack[i] - begin;
-        const struct slot *slot = &slots[count - 1 - at / TRANSFER_SLOT % count];
-        if (at < count * TRANSFER_SLOT && at % TRANSFER_SLOT < BACK && (uint16_t)stack[i + F_CS] == USER64_CS && slot->magic == SLOT_MAGIC)
-            error = patch_frame(owner, slot, begin + at / TRANSFER_SLOT * TRANSFER_SLOT, stack + i, from + (uint64_t)i * 8);
-        else if (stack[i + F_CS] == FRAME_SEGMENTS && deep && left - from >= STACK_BYTES)
-            error = patch_stack(owner, left, slots, count, deep - 1);
-    }
-    return error;
-}
-
-static bool lives(pid_t tid) {
-    char name[NAME_ROOM];
-    _cleanup_close_ int fd = sys_openat(AT_FDCWD, proc_name(name, "/proc/", (uint64_t)tid, ""), O_PATH | O_DIRECTORY);
-    return fd >= 0;
-}
-
-static void forget_owner(const struct task *owner, struct slot *slot, unsigned index) {
-    static const int32_t nobody = 0;
-    if (sys_pwrite(owner->mem, &nobody, sizeof nobody, slot_place(&owner->bridge, index) + offsetof(struct slot, tid)) == sizeof nobody)
-        slot->tid = nobody;
-}
-
-/* Whose frames may return into a slot: its thread's, or those of a child that a handler has forked there, whose only thread leads. */
-static int settle_slot(ckpt_tree *tree, struct task *task, struct task *owner, struct slot slots[TRANSFER_SLOTS], unsigned count, unsigned index) {
-    const struct thread *thread = tree_thread(tree, slots[index].tid);
-    const struct task *its = thread ? tree_task(tree, thread->pid) : NULL;
-    bool here = its && memory_owner(tree, its) == owner, runs = here ? thread->state != THREAD_STOPPED : !thread && lives(slots[index].tid);
-    const struct thread *heir = here ? thread : tree_leader(tree, task->pid);
-    if (runs)
-        owner->bridge.transfers |= 1U << index; /* of a process that has this memory and does not stand still */
-    int error = 0;
-    if (heir && heir->state == THREAD_STOPPED)
-        error = patch_stack(owner, heir->regs.rsp, slots, count, FRAMES_DEEP);
-    if (!error && !runs)
-        forget_owner(owner, &slots[index], index);
-    return error;
-}
-
-int transfer_settle(ckpt_tree *tree, struct task *task) {
-    struct task *owner = memory_owner(tree, task);
-    struct slot slots[TRANSFER_SLOTS];
-    if (vdso_tail(tree, owner) < 0) { /* nowhere to have been sent to */
-        tree_fault_clear(tree);
-        return 0;
-    }
-    owner->bridge.transfers = 0;
-    task->bridge.settled = true;
-    int count = read_slots(owner, slots), error = 0;
-    for (int i = 0; i < count && !error; i++)
-        if (slots[i].magic == SLOT_MAGIC && slots[i].tid)
-            error = settle_slot(tree, task, owner, slots, (unsigned)count, (unsigned)i);
-    return error ? tree_fail(tree, error, "a handler's frame", task->pid, 0, -1, 0, NULL) : 0;
-}
-
 /* ---- and on ---- */
 
 /* The one that has been free for longest (a program that changes stacks by itself may hold a frame that nobody has seen); -1 = none.
  * Where not all stand still (a freeze that has failed, a doomed tree that is left), a slot that is another's may have its thread inside. */
 static int take_slot(const struct task *task, struct task *owner, const struct thread *thread, uint32_t *ret_turn) {
     struct slot slots[TRANSFER_SLOTS];
-    int count = read_slots(owner, slots), found = -1;
+    int count = slots_read(owner, slots), found = -1;
     *ret_turn = 1;
     for (int i = count - 1; i >= 0; i--) {
-        bool own = slots[i].tid == thread->tid && !patch_stack(owner, thread->regs.rsp, slots, (unsigned)count, FRAMES_DEEP);
+        bool own = slots[i].tid == thread->tid && !frames_patch(owner, thread->regs.rsp, slots, (unsigned)count);
         bool busy = task->bridge.settled ? owner->bridge.transfers & 1U << i : slots[i].tid && !own;
         bool again = found >= 0 && !task->bridge.settled && slots[found].tid == thread->tid; /* else it has two, and somebody none */
         if (!busy && !again && (found < 0 || own || slots[i].turn < slots[found].turn))

@@ -1,0 +1,32 @@
+/* transfer.h: what transfer.c and frames.c share: the slots in which threads go on with what a stop has cut short. */
+#ifndef CKPT_TRANSFER_H
+#define CKPT_TRANSFER_H
+
+#include "inject.h"
+
+enum { BACK = 64 /* bytes of code */ };
+#define SLOT_MAGIC UINT64_C(0x6f6e2073656f6720) /* " goes no" */
+
+struct slot {
+    uint8_t code[BACK];
+    ckpt_addr_t back;
+    uint64_t magic;
+    uint64_t buffer, count;           /* arguments as the program gave them */
+    uint32_t done;
+    int32_t tid;                      /* whose it is */
+    uint16_t nr;
+    uint8_t buffer_arg, count_arg;    /* buffer_arg: NO_ARG = none */
+    uint32_t sends : 8, turn : 24;    /* turn: which of them was taken last; 0 = never */
+};
+_Static_assert(sizeof(struct slot) == TRANSFER_SLOT, "vdso.c counts them");
+
+/* What the program goes on with, of a thread at `at` in the slot's code. */
+uint64_t slot_count_at(const struct slot *slot, size_t at, int64_t rax);
+static inline ckpt_addr_t slot_place(const struct bridge *bridge, unsigned index) { return bridge->tail_end - (index + 1) * TRANSFER_SLOT; }
+/* All of a memory by one read; slots[0] is the last there. Returns how many. */
+int slots_read(const struct task *owner, struct slot slots[TRANSFER_SLOTS]);
+
+/* frames.c: frames on a stack that return into a slot get the short count. */
+int frames_patch(const struct task *owner, ckpt_addr_t from, const struct slot *slots, unsigned count);
+
+#endif
