@@ -7,11 +7,14 @@ import os
 import socket
 import struct
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ckpt.kinds.base import CannotUndo, Moved, Unsupported, peers, with_outside
+from ckpt.kinds.fd import tcp_pair
+from ckpt.kinds.fd.tcp import KIND as TCP_KIND
 from ckpt.kinds.groups import groups
 from ckpt.model import OpenFile
 from tests.unit.here import back, capture, capture_all, close, kind_named, made, made_group, run, until
@@ -353,6 +356,19 @@ def test_a_half_closed_connection_is_made_again() -> None:
     assert os.read(again[0], 99) == b"reply"
     close(again)
     server.close()
+
+
+@pytest.mark.parametrize(("then", "now"), [("FIN_WAIT1", "FIN_WAIT2"), ("FIN_WAIT2", "FIN_WAIT1")])
+def test_whether_the_end_of_a_stream_is_acknowledged_says_nothing(then: str, now: str) -> None:
+    server, client, served = connection()
+    client.shutdown(socket.SHUT_WR)
+    first, second = in_the_tree(client, served)
+    wanted, here = (replace(first, state={**first.state, "state": name}) for name in (then, now))
+    assert tcp_pair.can_be_made(wanted, second)
+    assert tcp_pair.can_be_made(second, wanted)
+    assert TCP_KIND.adjust(client.fileno(), here, wanted) == []
+    for part in (client, served, server):
+        part.close()
 
 
 def test_bytes_under_way_are_no_pair() -> None:

@@ -36,12 +36,15 @@ _WINDOW = 65535
 _PIECE = 8192
 _ROOMY = 16 * 1024  #: unread bytes that the buffers of a fresh socket take in any case
 _BUFFERS = ("SO_SNDBUF", "SO_RCVBUF", "SO_BUF_LOCK")
-#: Which end has shut its writing side down. In FIN_WAIT1 the end of its stream waits behind bytes that have found no room. Where both have,
-#: and bytes wait, nothing is made: they would find room, and the connection be at its end before its time.
+#: Which end has shut its writing side down. In FIN_WAIT1 the end of its stream waits behind bytes that have found no room, or has come
+#: and is not acknowledged yet. Where both have shut down, and bytes wait, nothing is made: they would find room, and the connection be
+#: at its end before its time.
 _SHUT = {
     ("ESTABLISHED", "ESTABLISHED"): None,
     ("FIN_WAIT2", "CLOSE_WAIT"): 0,
     ("CLOSE_WAIT", "FIN_WAIT2"): 1,
+    ("FIN_WAIT1", "CLOSE_WAIT"): 0,
+    ("CLOSE_WAIT", "FIN_WAIT1"): 1,
     ("FIN_WAIT1", "ESTABLISHED"): 0,
     ("ESTABLISHED", "FIN_WAIT1"): 1,
 }
