@@ -129,14 +129,14 @@ def decide(
 
 
 def _cut(row: Row, args: Sequence[int], count: int, deliverable: bool, goes_on: bool) -> RetvalDecision:
-    if goes_on:
-        return RetvalDecision(Action.GO_ON, count, f"{row.name} had done {count} of {args[row.wanted_arg]}: it goes on with the rest")
-    if deliverable:
-        return RetvalDecision(Action.KEEP, count, f"{row.name} was cut short by a signal of its own")
     if row.wanted_arg != NO_ARG and count < args[row.wanted_arg]:
         done = f"{count} of {args[row.wanted_arg]}"
     else:
         done = f"{count}, the last of them in part" if row.vector is Vector.MMSGHDR else f"{count}"
+    if goes_on:
+        return RetvalDecision(Action.GO_ON, count, f"{row.name} had done {done}: it goes on with the rest")
+    if deliverable:
+        return RetvalDecision(Action.KEEP, count, f"{row.name} was cut short by a signal of its own")
     reason = f"{row.name} had done {done}: the caller sees a short count"
     return RetvalDecision(Action.KEEP, count, reason, disturbed=True)
 

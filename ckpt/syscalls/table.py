@@ -66,6 +66,7 @@ class GoesOn(IntEnum):
     NOT = 0
     FROM_BUFFER = 1  #: the address is the argument before `wanted_arg`
     BY_COUNT = 2  #: the kernel keeps the place: only the count is less
+    LIST = 3  #: a list of what is left stands in for the program's
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +136,9 @@ ROWS: tuple[Row, ...] = (
     Row("read", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True),
     Row("readv", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True),
     Row("write", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, wanted_arg=2, goes_on=_G.FROM_BUFFER),
-    Row("writev", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, vector=_V.IOVEC),
+    Row("writev", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, vector=_V.IOVEC, goes_on=_G.LIST),
     Row("preadv2", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True),  # from where the file is: as readv, on a pipe or a socket
-    Row("pwritev2", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, vector=_V.IOVEC),
+    Row("pwritev2", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, vector=_V.IOVEC, goes_on=_G.LIST),
     Row(
         "splice", (_SYS, EINTR), _T.RCVTIMEO, expired=EAGAIN, eintr=True, partial=True, wanted_arg=4, goes_on=_G.BY_COUNT
     ),  # a pipe to a socket
@@ -200,7 +201,18 @@ ROWS: tuple[Row, ...] = (
         flags_veto=_NOWAIT,
         goes_on=_G.FROM_BUFFER,
     ),
-    Row("sendmsg", (_SYS, EINTR), _T.SNDTIMEO, expired=EAGAIN, eintr=True, partial=True, flags_arg=2, flags_veto=_NOWAIT, vector=_V.MSGHDR),
+    Row(
+        "sendmsg",
+        (_SYS, EINTR),
+        _T.SNDTIMEO,
+        expired=EAGAIN,
+        eintr=True,
+        partial=True,
+        flags_arg=2,
+        flags_veto=_NOWAIT,
+        vector=_V.MSGHDR,
+        goes_on=_G.LIST,
+    ),
     Row(
         "sendmmsg",
         (_SYS, EINTR),

@@ -40,7 +40,7 @@ enum restart_vector {
     VECTOR_MMSGHDR, /* struct mmsghdr, the result counts those that went: the last of them may be a part */
 };
 
-enum { GOES_ON_NOT, GOES_ON_FROM_BUFFER /* at arg[wanted_arg - 1] */, GOES_ON_BY_COUNT /* it keeps the place itself */ };
+enum { GOES_ON_NOT, GOES_ON_FROM_BUFFER /* at arg[wanted_arg - 1] */, GOES_ON_BY_COUNT /* it keeps the place itself */, GOES_ON_LIST /* of several buffers */ };
 
 struct restart_row {
     int64_t nr;

@@ -15,9 +15,7 @@
  *  3. A slot is written before the thread is sent there, and taken again only when all threads that it may belong to stand still: until then it
  *     has its thread's number. Of those that are free it is the one that has been so for longest: a frame on a stack that a program has put
  *     aside by itself (swapcontext in a handler) is not seen.
- *  4. Only calls that the stop alone has cut (restart.c), that wait without a limit (a time-out would begin again), and whose descriptor
- *     blocks, and that a second call goes on with (repeats(), fits()); not under a seccomp filter or syscall user dispatch, which may look at where a call comes from. Where there is no slot
- *     the count stays short.
+ *  4. Only calls that a second one goes on with (cut.c). Where there is no slot the count stays short.
  *  5. An error ends it with what had been done. But who sends gets an error of the connection itself: the kernel tells it once, and has told
  *     it to us (without a stop the count would come first, and the error with the next call).
  *  6. It begins as an interrupted call does (ERESTARTNOHAND): a handler that became due since the stop ends it with the short count.
@@ -27,23 +25,15 @@
 #include "restart.h"
 #include "transfer.h"
 #include <errno.h>
-#include <fcntl.h>
 #include <stddef.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/ptrace.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/time.h>
 #include <sys/uio.h>
 
 enum {
     CALLED = 2, TESTED = 5, FAILED = 7, CHOSEN = 10, GIVE = 12, GIVEN = 17, ADD = 19, ADDED = 25, JUMP = 55, /* offsets in a slot */
-    GET_DISPATCH = 0x4210, /* PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG */
     ERESTARTNOHAND = 514, /* a signal that has come since the stop ends the call with the short count, as it would have; else it begins */
 };
-enum use { STREAM, SOURCE, SINK }; /* of a descriptor: with a buffer, or between two */
 #define VDSO_LOWEST UINT64_C(0x7f0000000000)
 
 /* ---- registers ---- */
@@ -120,87 +110,13 @@ int transfer_met(struct thread *thread) {
     return (int)sys_ptrace(PTRACE_SETREGS, thread->tid, 0, (uintptr_t)regs);
 }
 
-/* ---- whether ---- */
+/* ---- the slots of a memory ---- */
 
-static unsigned slot_count(const struct bridge *bridge) {
+unsigned slot_count(const struct bridge *bridge) {
     ckpt_addr_t begin = bridge->tail + NOTE_BYTES + STUB_BYTES;
     unsigned count = begin < bridge->tail_end ? (unsigned)((bridge->tail_end - begin) / TRANSFER_SLOT) : 0;
     return count < TRANSFER_SLOTS ? count : TRANSFER_SLOTS;
 }
-
-/* Of a file nobody waits for more. What is read on must be there already: a splice ends where its source is empty, so going on there
- * would wait for bytes that nobody may send before this call has returned. */
-static bool fits(int ours, enum use use) {
-    struct stat stat;
-    int ready = 0;
-    if (sys_statat(ours, "", &stat, AT_EMPTY_PATH))
-        return false;
-    bool stream = S_ISFIFO(stat.st_mode) || S_ISSOCK(stat.st_mode);
-    if (use == SOURCE)
-        return !stream || (!sys_ioctl(ours, FIONREAD, &ready) && ready > 0);
-    return use == SINK || stream || S_ISCHR(stat.st_mode); /* a file's short count is its own: the disk is full, a limit is reached */
-}
-
-/* Blocks without a limit: of a pipe or a file there is none. */
-static bool waits_for_ever(const struct task *task, int fd, enum use use) {
-    _cleanup_close_ int ours = sys_pidfd_getfd(task->pidfd, fd);
-    int flags = ours < 0 ? ours : sys_fcntl(ours, F_GETFL, 0);
-    if (flags < 0 || (flags & O_NONBLOCK) || !fits(ours, use))
-        return false;
-    static const int options[] = {SO_SNDTIMEO, SO_RCVTIMEO};
-    for (int i = 0; i < 2; i++) {
-        struct timeval time = {0};
-        size_t size = sizeof time;
-        int error = sys_getsockopt(ours, SOL_SOCKET, options[i], &time, &size);
-        if (error != -ENOTSOCK && (error || time.tv_sec || time.tv_usec))
-            return false;
-    }
-    return true;
-}
-
-static bool filtered(ckpt_tree *tree, const struct thread *thread) {
-    struct { uint64_t mode, selector, offset, length; } dispatch = {0};
-    char name[NAME_ROOM];
-    proc_name(name, "task/", (uint64_t)thread->tid, "/status");
-    ssize_t bytes = proc_read(tree_task(tree, thread->pid)->dir, name, tree->text, TEXT_BYTES);
-    if (bytes < 0 || proc_field(tree->text, (size_t)bytes, "Seccomp", 10, 0))
-        return true;
-    return !sys_ptrace(GET_DISPATCH, thread->tid, sizeof dispatch, (uintptr_t)&dispatch) && dispatch.mode;
-}
-
-/* What a second call would not do as one call does: peek further, open a connection once more, count its notices, and find the room for
- * an address as it was (the first one has written there how long the address is). */
-static bool repeats(const struct restart_row *row, const uint64_t arg[6]) {
-    if (row->nr == SYS_recvfrom)
-        return !(arg[3] & MSG_PEEK) && !arg[4];
-    return row->nr != SYS_sendto || !(arg[3] & (MSG_FASTOPEN | MSG_ZEROCOPY));
-}
-
-static bool blocks(const struct task *task, const struct restart_row *row, const uint64_t arg[6]) {
-    if (row->timeout_form != TIMEOUT_RECEIVE && row->timeout_form != TIMEOUT_SEND)
-        return true; /* its descriptors are files, or it has none */
-    if (row->goes_on != GOES_ON_BY_COUNT)
-        return waits_for_ever(task, (int)arg[0], STREAM);
-    bool splice = row->wanted_arg == 4; /* splice(in, offset, out, ...), sendfile(out, in, ...) */
-    return waits_for_ever(task, (int)arg[splice ? 0 : 1], SOURCE) && waits_for_ever(task, (int)arg[splice ? 2 : 0], SINK);
-}
-
-bool transfer_can_go_on(ckpt_tree *tree, const struct thread *thread, const struct user_regs_struct *regs) {
-    const struct restart_row *row = restart_row((int64_t)regs->orig_rax);
-    struct task *task = tree_task(tree, thread->pid);
-    uint64_t arg[6];
-    restart_arguments(regs, arg);
-    if (!row || row->goes_on == GOES_ON_NOT || !task || (int64_t)regs->rax <= 0 || regs->rax > INT32_MAX || filtered(tree, thread))
-        return false;
-    bool room = !vdso_tail(tree, task) && task->bridge.promised < slot_count(&task->bridge);
-    tree_fault_clear(tree);
-    if (!room || !repeats(row, arg) || !blocks(task, row, arg))
-        return false;
-    task->bridge.promised++;
-    return true;
-}
-
-/* ---- the slots of a memory ---- */
 
 int slots_read(const struct task *owner, struct slot slots[TRANSFER_SLOTS]) {
     unsigned count = slot_count(&owner->bridge);
@@ -215,15 +131,15 @@ int slots_read(const struct task *owner, struct slot slots[TRANSFER_SLOTS]) {
 
 /* ---- and on ---- */
 
-/* The one that has been free for longest (a program that changes stacks by itself may hold a frame that nobody has seen); -1 = none.
- * Where not all stand still (a freeze that has failed, a doomed tree that is left), a slot that is another's may have its thread inside. */
-static int take_slot(const struct task *task, struct task *owner, const struct thread *thread, uint32_t *ret_turn) {
+/* The one that has been free for longest (a program that changes stacks by itself may hold a frame that nobody has seen), but for `taken`; -1 =
+ * none. Where not all stand still (a freeze that has failed, a doomed tree that is left), a slot that is another's may have its thread inside. */
+static int take_slot(const struct task *task, struct task *owner, const struct thread *thread, int taken, uint32_t *ret_turn) {
     struct slot slots[TRANSFER_SLOTS];
     int count = slots_read(owner, slots), found = -1;
     *ret_turn = 1;
     for (int i = count - 1; i >= 0; i--) {
         bool own = slots[i].tid == thread->tid && !frames_patch(owner, thread->regs.rsp, slots, (unsigned)count);
-        bool busy = task->bridge.settled ? owner->bridge.transfers & 1U << i : slots[i].tid && !own;
+        bool busy = i == taken || (task->bridge.settled ? owner->bridge.transfers & 1U << i : slots[i].tid && !own);
         bool again = found >= 0 && !task->bridge.settled && slots[found].tid == thread->tid; /* else it has two, and somebody none */
         if (!busy && !again && (found < 0 || own || slots[i].turn < slots[found].turn))
             found = i;
@@ -235,6 +151,54 @@ static int take_slot(const struct task *task, struct task *owner, const struct t
     return found;
 }
 
+/* A place in memory that is a slot like the others; its number, or -1. */
+static int put_slot(const struct task *task, struct task *owner, struct slot *slot, int taken, const struct thread *thread, ckpt_addr_t *ret_at) {
+    uint32_t turn;
+    int index = take_slot(task, owner, thread, taken, &turn);
+    if (index < 0)
+        return -1;
+    slot->magic = SLOT_MAGIC;
+    slot->tid = thread->tid;
+    slot->turn = turn & 0xffffff;
+    *ret_at = slot_place(&owner->bridge, (unsigned)index);
+    return sys_pwrite(owner->mem, slot, sizeof *slot, *ret_at) == sizeof *slot ? index : -1;
+}
+
+/* The rest of a list, in a slot of its own: its number. What is left to do by it goes into the registers. */
+static int put_list(const struct task *task, struct task *owner, const struct thread *thread, const struct restart_row *row, struct user_regs_struct *regs) {
+    struct slot slot = {.buffer_arg = NO_ARG, .count_arg = NO_ARG};
+    ckpt_addr_t at;
+    uint64_t arg[6];
+    restart_arguments(regs, arg);
+    int index = put_slot(task, owner, &slot, -1, thread, &at);
+    unsigned left = index < 0 ? 0 : list_left(owner, row, arg, (uint64_t)thread->decision.value, at, slot.code);
+    if (!left || sys_pwrite(owner->mem, slot.code, sizeof slot.code, at) != sizeof slot.code)
+        return -1;
+    regs->rsi = at;
+    if (row->vector == VECTOR_IOVEC)
+        regs->rdx = left;
+    return index;
+}
+
+/* What the call is to be given for the rest, and what was in those registers. The number of a slot that goes with it, -1 = none; false: it cannot go on. */
+static bool prepare(const struct task *task, struct task *owner, const struct thread *thread, const struct restart_row *row, struct user_regs_struct *regs,
+                    struct slot *slot, int *ret_list) {
+    uint64_t done = slot->done;
+    slot->count_arg = row->goes_on == GOES_ON_LIST ? 2 : row->wanted_arg;
+    slot->count = *argument(regs, slot->count_arg);
+    slot->buffer_arg = row->goes_on == GOES_ON_BY_COUNT ? NO_ARG : slot->count_arg - 1;
+    slot->buffer = slot->buffer_arg == NO_ARG ? 0 : *argument(regs, slot->buffer_arg);
+    *ret_list = -1;
+    if (row->goes_on == GOES_ON_LIST)
+        return (*ret_list = put_list(task, owner, thread, row, regs)) >= 0;
+    if (done >= slot->count)
+        return false;
+    if (slot->buffer_arg != NO_ARG)
+        *argument(regs, slot->buffer_arg) += done;
+    *argument(regs, slot->count_arg) -= done;
+    return true;
+}
+
 void transfer_go_on(ckpt_tree *tree, struct thread *thread) {
     struct task *task = tree_task(tree, thread->pid);
     const struct restart_row *row = restart_row(thread->decision.nr);
@@ -242,24 +206,15 @@ void transfer_go_on(ckpt_tree *tree, struct thread *thread) {
         return;
     struct task *owner = task->bridge.settled ? memory_owner(tree, task) : task; /* else nobody has looked who shares memory with whom */
     struct user_regs_struct regs = thread->regs;
-    uint64_t arg[6], done = (uint64_t)thread->decision.value;
-    uint32_t turn;
-    int index = vdso_tail(tree, owner) < 0 ? -1 : take_slot(task, owner, thread, &turn);
+    struct slot slot = {.back = regs.rip, .done = (uint32_t)thread->decision.value, .nr = (uint16_t)row->nr, .sends = row->timeout_form == TIMEOUT_SEND};
+    ckpt_addr_t at;
+    int list;
+    bool can = !vdso_tail(tree, owner) && prepare(task, owner, thread, row, &regs, &slot, &list);
     tree_fault_clear(tree);
-    restart_arguments(&regs, arg);
-    if (index < 0 || done >= arg[row->wanted_arg])
+    if (!can)
         return;
-    struct slot slot = {.back = regs.rip, .magic = SLOT_MAGIC, .done = (uint32_t)done, .tid = thread->tid, .nr = (uint16_t)row->nr, .turn = turn & 0xffffff,
-                        .sends = row->timeout_form == TIMEOUT_SEND, .buffer_arg = NO_ARG, .count_arg = row->wanted_arg, .count = arg[row->wanted_arg]};
-    if (row->goes_on == GOES_ON_FROM_BUFFER) {
-        slot.buffer_arg = (uint8_t)(row->wanted_arg - 1);
-        slot.buffer = arg[slot.buffer_arg];
-        *argument(&regs, slot.buffer_arg) = slot.buffer + done;
-    }
-    *argument(&regs, slot.count_arg) = slot.count - done;
     write_code(&slot);
-    ckpt_addr_t at = slot_place(&owner->bridge, (unsigned)index);
-    if (sys_pwrite(owner->mem, &slot, sizeof slot, at) != sizeof slot)
+    if (put_slot(task, owner, &slot, list, thread, &at) < 0)
         return;
     regs.rip = regs.rcx = at + CALLED;
     regs.orig_rax = (uint64_t)row->nr;

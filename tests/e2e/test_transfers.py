@@ -15,9 +15,11 @@ from tests.harness.victim import BIN, PYTHON, within
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: acts on other processes")
 
-CALLS = {"write", "sendto", "sendfile", "splice", "recvfrom"}
+CALLS = {(): {"write", "sendto", "sendfile", "splice", "recvfrom"}, ("lists",): {"writev", "pwritev2", "sendmsg"}}
 
 Start = Callable[..., Victim]
+Words = tuple[str, ...]
+each = pytest.mark.parametrize("which", CALLS, ids=lambda words: " ".join(words) or "of one buffer")
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def gone_on(ckpt: Ckpt) -> set[str]:
     return {row["reason"].split()[0] for row in rows if row["action"] == "go-on"}
 
 
-def stall(ckpt: Ckpt, target: Victim) -> None:
+def stall(ckpt: Ckpt, target: Victim, which: Words = ()) -> None:
     """The other ends stand still, where each call has done a part; the last generation holds them so."""
 
     def each_has_begun() -> bool:
@@ -55,38 +57,41 @@ def stall(ckpt: Ckpt, target: Victim) -> None:
         time.sleep(0.05)
         target.ask("stall")
         ckpt.snapshot(target.pid)
-        return gone_on(ckpt) >= CALLS
+        return gone_on(ckpt) >= CALLS[which]
 
     assert within(60, each_has_begun)
 
 
-def test_no_count_is_short(ckpt: Ckpt, started: Start) -> None:
+@each
+def test_no_count_is_short(which: Words, ckpt: Ckpt, started: Start) -> None:
     """At least a dozen snapshots, and as many as it takes until each call has been met in the middle."""
-    target, seen, turn = started(), set[str](), 0
+    target, seen, turn = started(*which), set[str](), 0
     end = time.monotonic() + 60
-    while turn < 12 or (not seen >= CALLS and time.monotonic() < end):
+    while turn < 12 or (not seen >= CALLS[which] and time.monotonic() < end):
         ckpt.snapshot(target.pid, *(["--tracker", "compare"] if turn % 3 == 2 else []))
         seen |= gone_on(ckpt)
         target.verify()
         turn += 1
-    assert seen >= CALLS
+    assert seen >= CALLS[which]
 
 
-def test_those_that_stand_still(ckpt: Ckpt, started: Start) -> None:
+@each
+def test_those_that_stand_still(which: Words, ckpt: Ckpt, started: Start) -> None:
     """Cut again and again, in the same place: each time they go on from there."""
-    target = started()
-    stall(ckpt, target)
+    target = started(*which)
+    stall(ckpt, target, which)
     for _ in range(3):
         ckpt.snapshot(target.pid)
-        assert gone_on(ckpt) >= CALLS
+        assert gone_on(ckpt) >= CALLS[which]
     target.ask("go")
     time.sleep(0.3)
     target.verify()
 
 
-def test_rolled_back(ckpt: Ckpt, started: Start) -> None:
-    target = started()
-    stall(ckpt, target)
+@each
+def test_rolled_back(which: Words, ckpt: Ckpt, started: Start) -> None:
+    target = started(*which)
+    stall(ckpt, target, which)
     target.ask("go")
     time.sleep(0.2)
     for _ in range(3):
@@ -97,12 +102,13 @@ def test_rolled_back(ckpt: Ckpt, started: Start) -> None:
         target.verify()
 
 
+@each
 @pytest.mark.parametrize("still", [False, True], ids=["in the middle", "standing still"])
-def test_restored(still: bool, ckpt: Ckpt, started: Start) -> None:
-    target = started()
+def test_restored(which: Words, still: bool, ckpt: Ckpt, started: Start) -> None:
+    target = started(*which)
     for turn in range(3):
         if still:
-            stall(ckpt, target)
+            stall(ckpt, target, which)
         generation = die(ckpt, target)
         if turn == 0:
             assert ckpt.json("verify", generation)["differences"] == []
@@ -112,26 +118,29 @@ def test_restored(still: bool, ckpt: Ckpt, started: Start) -> None:
         target.verify()
 
 
-def test_restored_lazily(ckpt: Ckpt, started: Start) -> None:
-    target = started()
+@each
+def test_restored_lazily(which: Words, ckpt: Ckpt, started: Start) -> None:
+    target = started(*which)
     generation = die(ckpt, target)
     target.revive(lambda words: int(ckpt.json("restore", "--lazy", generation, *words)["pid"]))
     time.sleep(0.3)
     target.verify()
 
 
-def test_signals_come_meanwhile(ckpt: Ckpt, started: Start) -> None:
-    target = started("signals")
+@each
+def test_signals_come_meanwhile(which: Words, ckpt: Ckpt, started: Start) -> None:
+    target = started(*which, "signals")
     for _ in range(10):
         ckpt.snapshot(target.pid)
         target.verify()
 
 
+@each
 @pytest.mark.parametrize("then", ["goes on", "rolled back", "restored"])
-def test_a_handler_stands_over_it(then: str, ckpt: Ckpt, started: Start) -> None:
+def test_a_handler_stands_over_it(which: Words, then: str, ckpt: Ckpt, started: Start) -> None:
     """Its frame returned into the instructions that carry the transfer on: it returns to the program's own, with a short count."""
-    target = started("handlers")
-    stall(ckpt, target)
+    target = started(*which, "handlers")
+    stall(ckpt, target, which)
     target.ask("hold")
     generation = ckpt.snapshot(target.pid)["generation"]
     if then == "rolled back":
@@ -147,9 +156,10 @@ def test_a_handler_stands_over_it(then: str, ckpt: Ckpt, started: Start) -> None
     target.verify()
 
 
-def test_killed_at_any_moment(ckpt: Ckpt, started: Start) -> None:
+@each
+def test_killed_at_any_moment(which: Words, ckpt: Ckpt, started: Start) -> None:
     """A count may be short then, as one that a signal has cut; no byte is lost or comes twice."""
-    target = started("handlers")
+    target = started(*which, "handlers")
     for _ in range(15):
         running = ckpt.start("snapshot", target.pid)
         time.sleep(random.uniform(0, 0.25))
@@ -163,7 +173,7 @@ def test_killed_at_any_moment(ckpt: Ckpt, started: Start) -> None:
 LIMITED = """
 import socket, struct, threading, time
 one, other = socket.socketpair()
-one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack('qq', 60, 0))
+one.setsockopt(socket.SOL_SOCKET, getattr(socket, LIMIT), struct.pack('qq', 60, 0))
 got = []
 threading.Thread(target=lambda: got.append(one.send(bytes(1 << 20))), daemon=True).start()
 time.sleep(0.3)
@@ -174,11 +184,18 @@ for _ in iter(input, 'end'): print(got and got[0] or 0, flush=True)
 
 def test_one_with_a_time_out_does_not(ckpt: Ckpt) -> None:
     """Its time would begin again: the short count is told instead."""
-    with Victim([PYTHON, "-c", LIMITED]) as target:
+    with Victim([PYTHON, "-c", "LIMIT = 'SO_SNDTIMEO'\n" + LIMITED]) as target:
         ckpt.snapshot(target.pid, "--tracker", "compare")
         assert within(5, lambda: int(target.ask("got")) > 0)
         (row,) = [row for row in ckpt.json("show", "latest", "--threads")["threads"] if row["disturbed"]]
         assert (row["action"], row["raw_retval"]) == ("keep", int(target.ask("got")))
+
+
+def test_one_with_a_time_out_for_the_other_direction_does(ckpt: Ckpt) -> None:
+    with Victim([PYTHON, "-c", "LIMIT = 'SO_RCVTIMEO'\n" + LIMITED]) as target:
+        ckpt.snapshot(target.pid)
+        assert gone_on(ckpt) == {"sendto"}
+        assert target.ask("got") == "0"
 
 
 ENDS = """
@@ -243,6 +260,59 @@ def test_a_peek_does_not(ckpt: Ckpt) -> None:
     with Victim([PYTHON, "-c", PEEKS]) as target:
         ckpt.snapshot(target.pid)
         assert target.ask("look") == "1000 True"
+
+
+MESSAGES = """
+import socket, threading
+one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+back = socket.socketpair()
+rounds, wrong = 0, set()
+def work():
+    while True:
+        size = len(other.recv(2000, socket.MSG_WAITALL))
+        if size != 1000: wrong.add(size)
+        back[1].send(b'x')
+threading.Thread(target=work, daemon=True).start()
+def play():
+    global rounds
+    while True:
+        one.send(bytes(1000))
+        back[0].recv(1)
+        rounds += 1
+threading.Thread(target=play, daemon=True).start()
+print('READY', flush=True)
+for _ in iter(input, 'end'): print(rounds, *wrong, flush=True)
+"""
+
+
+def test_a_message_is_whole(ckpt: Ckpt) -> None:
+    """Even if it does not fill its buffer: who waits for more would get the next one."""
+    with Victim([PYTHON, "-c", MESSAGES]) as target:
+        for _ in range(8):
+            ckpt.snapshot(target.pid)
+            before = int(target.ask("look"))
+            assert within(10, lambda was=before: int(target.ask("look")) > was)
+
+
+CARRIES = """
+import os, socket, struct, threading, time
+one, other = socket.socketpair()
+got = []
+threading.Thread(target=lambda: got.append(one.sendmsg([bytes(1 << 20)], [(socket.SOL_SOCKET, 2, struct.pack('iII', os.getpid(), 0, 0))])),
+                 daemon=True).start()
+time.sleep(0.3)
+print('READY', flush=True)
+for _ in iter(input, 'end'): print(got and got[0] or 0, flush=True)
+"""
+
+
+def test_what_carries_credentials_does_not(ckpt: Ckpt) -> None:
+    """They went with the first part."""  # SCM_CREDENTIALS
+    with Victim([PYTHON, "-c", CARRIES]) as target:
+        ckpt.snapshot(target.pid, "--tracker", "compare")
+        assert within(5, lambda: int(target.ask("got")) > 0)
+        (row,) = [row for row in ckpt.json("show", "latest", "--threads")["threads"] if row["disturbed"]]
+        assert (row["action"], row["raw_retval"]) == ("keep", int(target.ask("got")))
 
 
 SPLICES = """

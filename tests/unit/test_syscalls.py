@@ -261,12 +261,16 @@ def test_what_goes_on_is_no_short_count() -> None:
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.goes_on is not GoesOn.NOT], ids=lambda row: row.name)
-def test_what_goes_on_has_one_buffer_and_a_count(row: Row) -> None:
-    """native/src/transfer.c: both are in registers."""
+def test_what_goes_on_has_one_buffer_and_a_count_or_a_list(row: Row) -> None:
+    """native/src/transfer.c: both are in registers; lists.c: it is behind the second argument, and the third is put back."""
     assert row.partial
-    assert row.vector is Vector.NONE
-    assert row.wanted_arg != NO_ARG
+    assert (row.goes_on is GoesOn.LIST) == (row.vector in (Vector.IOVEC, Vector.MSGHDR))
+    assert (row.goes_on is GoesOn.LIST) == (row.wanted_arg == NO_ARG)
     assert row.nr < 1 << 16
+
+
+def test_what_goes_on_with_a_list_says_how_much_it_had_done() -> None:
+    assert decide(regs("writev", 4096, (3, 0x7000, 4, 0)), False, goes_on=True).reason == "writev had done 4096: it goes on with the rest"
 
 
 def test_io_pgetevents_with_a_timeout_starts_it_anew() -> None:

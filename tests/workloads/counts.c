@@ -35,9 +35,10 @@ static void pour(int fd) {
     need(fcntl(fd, F_SETFL, 0) == 0, "fcntl");
 }
 
-static struct iovec halves(size_t bytes, int which) { return (struct iovec){much + (which ? bytes / 2 : 0), bytes / 2}; }
-
-#define TWO(bytes) {halves(bytes, 0), halves(bytes, 1)}
+/* More of them than a list that goes on has room for. */
+enum { PARTS = 8 };
+#define PART(bytes, which) {much + (which) * (bytes) / PARTS, (bytes) / PARTS}
+#define LIST(bytes) {PART(bytes, 0), PART(bytes, 1), PART(bytes, 2), PART(bytes, 3), PART(bytes, 4), PART(bytes, 5), PART(bytes, 6), PART(bytes, 7)}
 #define PLAIN(name, call, wanted)                                                                                       \
     static void name(struct test *t) {                                                                                  \
         long result = call;                                                                                             \
@@ -45,14 +46,14 @@ static struct iovec halves(size_t bytes, int which) { return (struct iovec){much
     }
 #define VECTORS(name, bytes, call)                                                                                      \
     static void name(struct test *t) {                                                                                  \
-        struct iovec two[2] = TWO(bytes);                                                                               \
+        struct iovec list[PARTS] = LIST(bytes);                                                                         \
         long result = call;                                                                                             \
         gave(t, result, result < 0 ? 0 : (size_t)result, bytes);                                                        \
     }
 #define MESSAGE(name, bytes, call)                                                                                      \
     static void name(struct test *t) {                                                                                  \
-        struct iovec two[2] = TWO(bytes);                                                                               \
-        struct mmsghdr some[4] = {[0 ... 3].msg_hdr = {.msg_iov = two, .msg_iovlen = 2}};                               \
+        struct iovec list[PARTS] = LIST(bytes);                                                                         \
+        struct mmsghdr some[4] = {[0 ... 3].msg_hdr = {.msg_iov = list, .msg_iovlen = PARTS}};                          \
         long result = call;                                                                                             \
         gave(t, result, some[0].msg_len, bytes);                                                                        \
     }
@@ -63,10 +64,10 @@ PLAIN(do_recv, recv(t->pair[0], much, WANTED, MSG_WAITALL), WANTED)
 PLAIN(do_read, read(t->pipe[0], much, WANTED), WANTED)
 PLAIN(do_sendfile, sendfile(t->pair[0], file, &(off_t){0}, MUCH), MUCH)
 PLAIN(do_splice, splice(t->pipe[0], NULL, t->pair[0], NULL, MUCH, 0), MUCH)
-VECTORS(do_writev, MUCH, writev(t->pipe[1], two, 2))
-VECTORS(do_pwritev2, MUCH, pwritev2(t->pipe[1], two, 2, -1, 0))
-VECTORS(do_sendmsg, MUCH, sendmsg(t->pair[0], (&(struct msghdr){.msg_iov = two, .msg_iovlen = 2}), 0))
-VECTORS(do_recvmsg, WANTED, recvmsg(t->pair[0], (&(struct msghdr){.msg_iov = two, .msg_iovlen = 2}), MSG_WAITALL))
+VECTORS(do_writev, MUCH, writev(t->pipe[1], list, PARTS))
+VECTORS(do_pwritev2, MUCH, pwritev2(t->pipe[1], list, PARTS, -1, 0))
+VECTORS(do_sendmsg, MUCH, sendmsg(t->pair[0], (&(struct msghdr){.msg_iov = list, .msg_iovlen = PARTS}), 0))
+VECTORS(do_recvmsg, WANTED, recvmsg(t->pair[0], (&(struct msghdr){.msg_iov = list, .msg_iovlen = PARTS}), MSG_WAITALL))
 MESSAGE(do_sendmmsg, MUCH, sendmmsg(t->pair[0], some, 4, 0))
 MESSAGE(do_sendmmsg_last, MUCH, sendmmsg(t->pair[0], some, 1, 0))
 MESSAGE(do_recvmmsg_last, WANTED, recvmmsg(t->pair[0], some, 1, MSG_WAITALL, NULL))

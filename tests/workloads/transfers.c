@@ -1,13 +1,15 @@
 /* transfers: threads that are always in the middle of a transfer, each with one at the other end that takes (or gives) a little at a time.
  * Seen: a count that is not the whole, a register that is not what it was, a byte that is not the one that belongs there.
- * "stall" and "go" stop and start the other ends. `transfers signals`: a handler interrupts them (SA_RESTART), so that counts may be short;
+ * "stall" and "go" stop and start the other ends; "stall" is answered when they stand still. `transfers signals`: a handler interrupts them (SA_RESTART), so that counts may be short;
  * each byte is looked at all the same. `transfers handlers`: so do handlers that "hold" begins in each thread, and "release" lets return.
+ * `transfers lists`: those of several buffers alone; with "signals" or "handlers" behind it, too.
  */
 #include "victim.h"
 #include <netinet/in.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/time.h>
+#include <sys/uio.h>
 
 enum { WHOLE = 300000, PIPE = 1 << 20, RANDOM = 4 << 20 };
 
@@ -17,12 +19,13 @@ struct kind {
     int from, to, spare[2]; /* the ends of its stream */
     pthread_t worker;
     uint8_t *buffer;
+    volatile int still; /* since which turn the other end has stood still */
     uint64_t at, there; /* places in the stream: of the one that writes, of the one that reads */
 };
 
 static bool signals;
 static volatile bool stalled, held;
-static volatile int handling;
+static volatile int handling, turn;
 
 static uint8_t byte_at(uint64_t place) { return (uint8_t)((place * UINT64_C(0x9e3779b97f4a7c15)) >> 56); }
 
@@ -99,6 +102,42 @@ static void do_receive(struct kind *k) {
     got(k, count, WHOLE / 4);
     look(k, k->buffer, count > 0 ? (size_t)count : 0, &k->there);
 }
+/* Unequal buffers, an empty one among them, in a list that is looked at afterwards. */
+enum { LIST = 5 };
+static const size_t parts[LIST] = {WHOLE / 100, 0, WHOLE / 2, WHOLE / 10, WHOLE - WHOLE / 100 - WHOLE / 2 - WHOLE / 10};
+
+static void list_of(struct iovec list[LIST], uint8_t *buffer, size_t divisor) {
+    for (int i = 0; i < LIST; i++, buffer += list[i - 1].iov_len)
+        list[i] = (struct iovec){buffer, parts[i] / divisor};
+}
+
+static void same_list(struct kind *k, const struct iovec list[LIST], size_t divisor) {
+    struct iovec was[LIST];
+    list_of(was, k->buffer, divisor);
+    if (memcmp(was, list, sizeof was))
+        wrong("%s: its list has changed", k->name);
+}
+
+static void do_writev(struct kind *k) {
+    struct iovec list[LIST];
+    fill(k);
+    list_of(list, k->buffer, 1);
+    sent(k, call(k, SYS_writev, k->from, (long)list, LIST, 4, 5, 6));
+    same_list(k, list, 1);
+}
+static void do_pwritev2(struct kind *k) {
+    struct iovec list[LIST];
+    fill(k);
+    list_of(list, k->buffer, 1);
+    sent(k, call(k, SYS_pwritev2, k->from, (long)list, LIST, -1, -1, 0));
+    same_list(k, list, 1);
+}
+static void do_sendmsg(struct kind *k) {
+    struct iovec whole = {k->buffer, WHOLE};
+    struct msghdr message = {.msg_iov = &whole, .msg_iovlen = 1};
+    fill(k);
+    sent(k, call(k, SYS_sendmsg, k->from, (long)&message, MSG_NOSIGNAL, 4, 5, 6));
+}
 static void do_random(struct kind *k) {
     got(k, call(k, SYS_getrandom, (long)k->buffer, RANDOM, 0, 4, 5, 6), RANDOM);
     usleep(20000);
@@ -127,13 +166,19 @@ static void give(struct kind *k) {
     pause_a_little(&seed);
 }
 
-static struct kind kinds[] = {
+static struct kind lists[] = {
+    {.name = "writev", .work = do_writev, .other = take},
+    {.name = "pwritev2", .work = do_pwritev2, .other = take},
+    {.name = "sendmsg/tcp", .work = do_sendmsg, .other = take},
+};
+static struct kind singles[] = {
     {.name = "write", .work = do_write, .other = take},         {.name = "send", .work = do_send, .other = take},
     {.name = "send/tcp", .work = do_send, .other = take},       {.name = "sendfile", .work = do_sendfile, .other = take},
     {.name = "splice", .work = do_splice, .other = take},       {.name = "receive", .work = do_receive, .other = give},
     {.name = "receive/tcp", .work = do_receive, .other = give}, {.name = "random", .work = do_random},
 };
-enum { KINDS = sizeof kinds / sizeof *kinds };
+static struct kind *kinds = singles;
+static int kind_count = sizeof singles / sizeof *singles;
 
 static void connected(int ends[2]) {
     struct sockaddr_in name = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
@@ -152,11 +197,11 @@ static void prepare(struct kind *k) {
     k->buffer = malloc(RANDOM);
     if (strstr(k->name, "tcp"))
         connected(ends);
-    else if (!strcmp(k->name, "write"))
+    else if (strstr(k->name, "write"))
         need(pipe(ends) == 0, "pipe");
     else
         need(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0, "socketpair");
-    bool backwards = !strcmp(k->name, "write"); /* a pipe is read at its first end */
+    bool backwards = strstr(k->name, "write"); /* a pipe is read at its first end */
     k->from = ends[backwards];
     k->to = ends[!backwards];
     k->spare[0] = -1;
@@ -175,10 +220,13 @@ static void *works(void *argument) {
 }
 static void *others(void *argument) {
     for (struct kind *k = argument;;) {
-        if (stalled)
+        int now = turn;
+        if (stalled) {
+            k->still = now;
             usleep(1000);
-        else
+        } else {
             k->other(k);
+        }
     }
     return NULL;
 }
@@ -198,13 +246,19 @@ static void hold(int number) {
 }
 
 static void reply(const char *asked) {
-    if (!strcmp(asked, "stall") || !strcmp(asked, "go"))
-        stalled = *asked == 's';
-    else if (!strcmp(asked, "hold")) {
+    if (!strcmp(asked, "go"))
+        stalled = false;
+    else if (!strcmp(asked, "stall")) {
+        turn++;
+        stalled = true;
+        for (int i = 0; i < kind_count; i++)
+            while (kinds[i].other && kinds[i].still != turn)
+                usleep(1000);
+    } else if (!strcmp(asked, "hold")) {
         held = true;
-        for (int i = 0; i < KINDS; i++)
+        for (int i = 0; i < kind_count; i++)
             pthread_kill(kinds[i].worker, SIGUSR1);
-        while (handling < KINDS)
+        while (handling < kind_count)
             usleep(1000);
     } else if (!strcmp(asked, "release")) {
         held = false;
@@ -218,16 +272,20 @@ static void reply(const char *asked) {
 }
 
 int main(int argc, char **argv) {
-    const char *mode = argc > 1 ? argv[1] : "";
+    const char *mode = argc > 1 ? argv[argc - 1] : "";
     pthread_t thread;
-    signals = *mode;
-    for (int i = 0; i < KINDS; i++)
+    if (argc > 1 && !strcmp(argv[1], "lists")) {
+        kinds = lists;
+        kind_count = sizeof lists / sizeof *lists;
+    }
+    signals = *mode && strcmp(mode, "lists");
+    for (int i = 0; i < kind_count; i++)
         prepare(&kinds[i]);
     sigaction(SIGALRM, &(struct sigaction){.sa_handler = interrupted, .sa_flags = SA_RESTART}, NULL);
     sigaction(SIGUSR1, &(struct sigaction){.sa_handler = hold, .sa_flags = SA_RESTART}, NULL);
     if (!strcmp(mode, "signals"))
         setitimer(ITIMER_REAL, &(struct itimerval){{0, 1500}, {0, 1500}}, NULL);
-    for (int i = 0; i < KINDS; i++) {
+    for (int i = 0; i < kind_count; i++) {
         need(!pthread_create(&kinds[i].worker, NULL, works, &kinds[i]), "pthread_create");
         need(!kinds[i].other || !pthread_create(&thread, NULL, others, &kinds[i]), "pthread_create");
     }
