@@ -102,36 +102,28 @@ static void do_receive(struct kind *k) {
     got(k, count, WHOLE / 4);
     look(k, k->buffer, count > 0 ? (size_t)count : 0, &k->there);
 }
-/* Unequal buffers, an empty one among them, in a list that is looked at afterwards. */
+/* Unequal buffers, an empty one among them, in a list that is looked at afterwards. Most end where a page does, as what a pipe takes does. */
 enum { LIST = 5 };
-static const size_t parts[LIST] = {WHOLE / 100, 0, WHOLE / 2, WHOLE / 10, WHOLE - WHOLE / 100 - WHOLE / 2 - WHOLE / 10};
 
-static void list_of(struct iovec list[LIST], uint8_t *buffer, size_t divisor) {
-    for (int i = 0; i < LIST; i++, buffer += list[i - 1].iov_len)
-        list[i] = (struct iovec){buffer, parts[i] / divisor};
+static void list_of(struct iovec list[LIST], struct kind *k) {
+    uint8_t *at = k->buffer, *end = k->buffer + WHOLE;
+    for (int i = 0; i < LIST; i++, at += list[i - 1].iov_len) {
+        size_t some = i == 1 ? 0 : (size_t)(1 + byte_at(k->at + (uint64_t)i) % 16) * PAGE + (i == 3 ? 7 : 0);
+        list[i] = (struct iovec){at, i == LIST - 1 ? (size_t)(end - at) : some};
+    }
 }
 
-static void same_list(struct kind *k, const struct iovec list[LIST], size_t divisor) {
-    struct iovec was[LIST];
-    list_of(was, k->buffer, divisor);
+static void write_list(struct kind *k, long nr, long d, long e, long f) {
+    struct iovec list[LIST], was[LIST];
+    fill(k);
+    list_of(list, k);
+    memcpy(was, list, sizeof was);
+    sent(k, call(k, nr, k->from, (long)list, LIST, d, e, f));
     if (memcmp(was, list, sizeof was))
         wrong("%s: its list has changed", k->name);
 }
-
-static void do_writev(struct kind *k) {
-    struct iovec list[LIST];
-    fill(k);
-    list_of(list, k->buffer, 1);
-    sent(k, call(k, SYS_writev, k->from, (long)list, LIST, 4, 5, 6));
-    same_list(k, list, 1);
-}
-static void do_pwritev2(struct kind *k) {
-    struct iovec list[LIST];
-    fill(k);
-    list_of(list, k->buffer, 1);
-    sent(k, call(k, SYS_pwritev2, k->from, (long)list, LIST, -1, -1, 0));
-    same_list(k, list, 1);
-}
+static void do_writev(struct kind *k) { write_list(k, SYS_writev, 4, 5, 6); }
+static void do_pwritev2(struct kind *k) { write_list(k, SYS_pwritev2, -1, -1, 0); }
 static void do_sendmsg(struct kind *k) {
     struct iovec whole = {k->buffer, WHOLE};
     struct msghdr message = {.msg_iov = &whole, .msg_iovlen = 1};
