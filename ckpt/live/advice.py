@@ -9,7 +9,8 @@ smaps walks every page table (6 ms for 1 GiB of small pages), so an incremental 
 3. Guard pages change no text, so they are asked for each time (native/src/guards.c).
 
 Between the thaw and the reading the program runs: a mapping that came, went or was advised in that moment is described as it
-is then. Matched is by range, so a mapping that is no more keeps no advice of another.
+is then. Matched is by range, so a mapping that is no more keeps no advice of another. Only what the kernel never says of memory that was
+writable when it stood still is not taken over: that nobody has promised it (protected meanwhile, before there was a page: mm/mprotect.c).
 
 Not seen by anybody: mlockall(MCL_FUTURE) (of a restored program, mappings that come later are not locked by themselves).
 """
@@ -34,6 +35,7 @@ MAP_SHARED, MAP_PRIVATE, MAP_GROWSDOWN, MAP_NORESERVE = 1, 2, 0x100, 0x4000
 F_GET_SEALS = 1034
 SYSV = "/SYSV"
 _BY_FLAG = {"gd": MAP_GROWSDOWN, "nr": MAP_NORESERVE}
+PROT_WRITE = 2
 
 
 class Adviser:
@@ -100,7 +102,14 @@ def _with(mapping: Mapping, words: tuple[str, ...]) -> Mapping:
     for word in words:
         flags |= _BY_FLAG.get(word, 0)
     other = "ac" if flags & MAP_SHARED else "mw"
-    return replace(mapping, flags=flags, advice=tuple(word for word in words if word not in _BY_FLAG and word != other))
+    advice = {word for word in words if word not in _BY_FLAG and word != other}
+    if _is_promised(mapping, flags):
+        advice.add("ac")
+    return replace(mapping, flags=flags, advice=tuple(sorted(advice)))
+
+
+def _is_promised(mapping: Mapping, flags: int) -> bool:
+    return mapping.backing.kind == "anonymous" and bool(mapping.prot & PROT_WRITE) and not flags & (MAP_SHARED | MAP_NORESERVE)
 
 
 def _guarded(mappings: tuple[Mapping, ...], found: Sequence[tuple[int, int]]) -> tuple[Mapping, ...]:
