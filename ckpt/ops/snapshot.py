@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt.errors import CkptError, NotFoundError, UsageError
 from ckpt.history.open import Generation, History, Mode, open_store
 from ckpt.history.recording import Meta, Recording
+from ckpt.kinds.fd import netlink
 from ckpt.kinds.table import table
 from ckpt.live import core, freezer, runtime, track
 from ckpt.live.advice import Adviser
@@ -142,6 +143,16 @@ def _snapshot(request: Request, progress: Progress, witness: Telemetry | None, e
         return _Run(request, ref, tree, history, clock, progress, witness, held.group).run(passed.warnings)
 
 
+def _unread(found: Snapshot) -> Iterator[str]:
+    """Told at once: a moment later there may be nothing to be in the way."""
+    files = {file.id for file in found.files if netlink.has_unread(file)}
+    for task in found.tasks:
+        for item in task.descriptors:
+            if item.file in files:
+                what = "netlink socket: messages lie unread in it, so this generation cannot be restored: take another one"
+                yield f"fd {item.fd} of task {task.pid} ({task.comm}): {what}"
+
+
 class _Run:
     """One snapshot's steps, in order; only here so that they need not hand ten things to each other."""
 
@@ -186,7 +197,7 @@ class _Run:
             self.history.store.tag(self.request.tag, generation.number)
         if self.baseline.parent is None:
             runtime.sweep()
-        warnings = (*warnings, *armed.warnings, *self._unknown_writers())
+        warnings = (*warnings, *armed.warnings, *self._unknown_writers(), *_unread(found))
         way = "cgroup" if self.group is not None else "ptrace"
         return Result(generation, found, warnings, verdict, way, time.monotonic_ns() - self.clock.start, self.writes)
 

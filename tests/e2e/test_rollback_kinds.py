@@ -280,3 +280,21 @@ def test_a_child_that_is_waited_for(ckpt: Ckpt, program: Asked) -> None:
     assert program.tell("value") == (1 if done.code == 0 else 2)
     program.tell("os.kill(child, 9); who.join(5)")
     assert program.tell("[status for _pid, status in done]") == [9]
+
+
+def test_answers_of_the_kernel(ckpt: Ckpt, program: Asked) -> None:
+    """One to a question that was not asked yet is taken away; one that lay unread is told, and cannot be read twice."""
+    program.tell("import struct; kernel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)")
+    question = (
+        "kernel.send(struct.pack('<IHHIIB15x', 32, 18, 1, {}, 0, 0))"  # RTM_GETLINK without an index: an error answers
+    )
+    before = ckpt.snapshot(program.pid)["generation"]
+    program.tell(question.format(1))
+    asked = ckpt.json("snapshot", program.pid)
+    assert [text for text in asked["warnings"] if "messages lie unread" in text] != []
+    roll(ckpt, program, before)
+    program.tell(question.format(2))
+    assert program.tell("struct.unpack_from('<I', kernel.recv(8192), 8)[0]") == 2
+    done = ckpt.run("rollback", asked["generation"], "--pid", program.pid)
+    assert (done.code, "lay unread" in done.err) == (3, True), done
+    assert program.tell("kernel.fileno() > 0"), "it goes on"

@@ -448,6 +448,41 @@ def test_netlink_routes() -> None:
     close((again,))
 
 
+ONE_LINK, ALL_LINKS = (struct.pack("<IHHIIB15x", 32, 18, flags, 1, 0, 0) for flags in (1, 0x300 | 1))  #: RTM_GETLINK
+
+
+@pytest.mark.parametrize("questions", [(ALL_LINKS,), (ONE_LINK, ONE_LINK, ONE_LINK), ()], ids=len)
+def test_answers_to_questions_that_were_not_asked_yet_are_taken_away(questions: tuple[bytes, ...]) -> None:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as channel:
+        channel.bind((0, 0))
+        wanted = capture(channel.fileno())
+        for question in questions:
+            channel.send(question)
+        assert back(channel.fileno(), wanted) == wanted
+        with pytest.raises(BlockingIOError):
+            channel.recv(100, socket.MSG_DONTWAIT)
+
+
+def test_an_answer_that_lay_unread_and_has_been_read_cannot_be_undone() -> None:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as channel:
+        channel.send(ONE_LINK)
+        wanted = capture(channel.fileno())
+        assert back(channel.fileno(), wanted) == wanted
+        channel.recv(1 << 16)
+        with pytest.raises(CannotUndo, match="have been read"):
+            back(channel.fileno(), wanted)
+
+
+def test_events_stay() -> None:
+    """They are the machine's, which does not go back."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as channel:
+        channel.bind((0, 1))
+        wanted = capture(channel.fileno())
+        channel.send(ONE_LINK)
+        back(channel.fileno(), wanted)
+        assert channel.recv(1 << 16, socket.MSG_DONTWAIT)
+
+
 @pytest.mark.parametrize(
     ("words", "match"),
     [

@@ -1,6 +1,9 @@
 """Netlink sockets of the families that keep nothing for a socket but its name and its groups: routes, diagnostics, device events,
 generic. Made again, one has the same port number and the same groups; messages that lay unread cannot be read without taking them
 away, so a socket with any is not made again.
+
+A rollback in place takes away the answers to questions that the program has not asked yet, and refuses where one that lay unread
+has been read. Of a socket with groups what lies unread are events of the machine, which nobody takes back: they stay.
 """
 
 from __future__ import annotations
@@ -10,14 +13,16 @@ import socket
 import struct
 from collections.abc import Sequence
 
-from ckpt.kinds.base import Calls, CannotUndo, RawDescriptor, Unsupported, same, set_flags
+from ckpt.kinds.base import Calls, CannotUndo, RawDescriptor, Unsupported, call, same, set_flags
 from ckpt.kinds.fd import sockets as so
 from ckpt.kinds.fd.sockopts import SOL_NETLINK, set_options
 from ckpt.model import OpenFile, RemoteCall
 from ckpt.procfs import parse_fdinfo
+from ckpt.syscalls.names import nr
 
 _FAMILIES = {0: "route", 4: "diagnostics", 15: "device events", 16: "generic"}
 _NETLINK_ADD_MEMBERSHIP = 1
+_LEAST, _MOST = 512, 256  #: what a message takes of `waiting` at least (sk_buff and its shared info); messages taken away
 _NAME = struct.Struct("<HHII")  #: struct sockaddr_nl: family, pad, port, groups
 
 
@@ -56,7 +61,11 @@ class Netlink:
     def adjust(self, fd: int, now: OpenFile, wanted: OpenFile) -> Sequence[RemoteCall]:
         if any(now.state[key] != wanted.state[key] for key in ("cookie", "port", "groups", "to")):
             raise CannotUndo("netlink socket: its name or its groups have changed")
-        return [*set_options(fd, now.state["options"], wanted.state["options"]), *set_flags(fd, now.flags, wanted.flags)]
+        here, there = now.state.get("waiting", 0), wanted.state.get("waiting", 0)
+        if here < there:
+            raise CannotUndo("netlink socket: messages that lay unread in it have been read")
+        stale = [] if there or now.state["groups"] else _taken_away(fd, here)
+        return [*stale, *set_options(fd, now.state["options"], wanted.state["options"]), *set_flags(fd, now.flags, wanted.flags)]
 
     def recreate(self, wanted: OpenFile) -> Sequence[RemoteCall]:
         state = wanted.state
@@ -74,6 +83,17 @@ class Netlink:
         if state["to"]:
             calls.add("connect", fd, bytes.fromhex(state["to"]), _NAME.size, note="connect")
         return [*calls.list, *set_flags(fd, 0, wanted.flags & os.O_NONBLOCK), same(fd.value)]
+
+
+def _taken_away(fd: int, waiting: int) -> list[RemoteCall]:
+    """As many calls as there may be messages; the last ones find none."""
+    count = min(-(-waiting // _LEAST), _MOST)
+    flags = so.MSG_DONTWAIT | so.MSG_TRUNC
+    return [call(nr("recvfrom"), fd, 0, 0, flags, 0, 0, note="take a stale answer away", expect=None) for _ in range(count)]
+
+
+def has_unread(file: OpenFile) -> bool:
+    return file.kind == KIND.name and "waiting" in file.state
 
 
 KIND = Netlink()
