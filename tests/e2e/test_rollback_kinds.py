@@ -285,9 +285,7 @@ def test_a_child_that_is_waited_for(ckpt: Ckpt, program: Asked) -> None:
 def test_answers_of_the_kernel(ckpt: Ckpt, program: Asked) -> None:
     """One to a question that was not asked yet is taken away; one that lay unread is told, and cannot be read twice."""
     program.tell("import struct; kernel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)")
-    question = (
-        "kernel.send(struct.pack('<IHHIIB15x', 32, 18, 1, {}, 0, 0))"  # RTM_GETLINK without an index: an error answers
-    )
+    question = "kernel.send(struct.pack('<IHHIIB15x', 32, 18, 1, {}, 0, 0))"  # RTM_GETLINK without an index: an error answers
     before = ckpt.snapshot(program.pid)["generation"]
     program.tell(question.format(1))
     asked = ckpt.json("snapshot", program.pid)
