@@ -4,7 +4,7 @@
  *  1. Only calls that the stop alone has cut (restart.c), that wait without a limit (a time-out would begin again), and whose descriptor blocks.
  *  2. Only streams: a message that is shorter than the room for it, and a file's short count, are whole.
  *  3. Not under a seccomp filter or syscall user dispatch, which may look at where a call comes from.
- *  4. Only as many as there are slots are told so: who is told goes on.
+ *  4. Only as many as there are slots are told so: who is told goes on. What a stop has promised beyond that is withdrawn when all stand still.
  */
 #define _GNU_SOURCE
 #include "restart.h"
@@ -81,6 +81,8 @@ static bool blocks(const struct task *task, const struct restart_row *row, const
     return waits_for_ever(task, (int)arg[splice ? 0 : 1], SOURCE, SO_RCVTIMEO) && waits_for_ever(task, (int)arg[splice ? 2 : 0], SINK, SO_SNDTIMEO);
 }
 
+static unsigned wants(const struct restart_row *row) { return row->goes_on == GOES_ON_LIST ? 2 : 1; }
+
 bool transfer_can_go_on(ckpt_tree *tree, const struct thread *thread, const struct user_regs_struct *regs) {
     const struct restart_row *row = restart_row((int64_t)regs->orig_rax);
     struct task *task = tree_task(tree, thread->pid);
@@ -88,12 +90,32 @@ bool transfer_can_go_on(ckpt_tree *tree, const struct thread *thread, const stru
     restart_arguments(regs, arg);
     if (!row || row->goes_on == GOES_ON_NOT || !task || (int64_t)regs->rax <= 0 || regs->rax > INT32_MAX || filtered(tree, thread))
         return false;
-    unsigned wants = row->goes_on == GOES_ON_LIST ? 2 : 1;
-    bool room = !vdso_tail(tree, task) && task->bridge.promised + wants <= slot_count(&task->bridge);
+    bool room = !vdso_tail(tree, task) && task->bridge.promised + wants(row) <= slot_count(&task->bridge);
     tree_fault_clear(tree);
     uint8_t list[BACK];
-    if (!room || !repeats(row, arg) || !blocks(task, row, arg) || (wants > 1 && !list_left(task, row, arg, regs->rax, 0, list)))
+    if (!room || !repeats(row, arg) || !blocks(task, row, arg) || (row->goes_on == GOES_ON_LIST && !list_left(task, row, arg, regs->rax, 0, list)))
         return false;
-    task->bridge.promised += wants;
+    task->bridge.promised += wants(row);
     return true;
+}
+
+/* At their stops nobody knew which processes share a memory, and so its slots, nor which slots others hold (frames.c). */
+void transfer_withdraw(ckpt_tree *tree) {
+    for (size_t i = 0; i < tree->task_count; i++)
+        if (tree->tasks[i].bridge.settled)
+            tree->tasks[i].bridge.promised = 0;
+    for (size_t i = 0; i < tree->thread_count; i++) {
+        struct ckpt_decision *decision = &tree->threads[i].decision;
+        const struct task *task = tree_task(tree, tree->threads[i].pid);
+        if (tree->threads[i].state != THREAD_STOPPED || decision->action != CKPT_GO_ON || !task || !task->bridge.settled)
+            continue;
+        struct bridge *bridge = &memory_owner(tree, task)->bridge;
+        unsigned need = wants(restart_row(decision->nr)), held = (unsigned)__builtin_popcount(bridge->transfers);
+        if (bridge->promised + held + need <= slot_count(bridge)) {
+            bridge->promised += need;
+        } else {
+            decision->action = CKPT_KEEP;
+            decision->disturbed = 1;
+        }
+    }
 }

@@ -12,6 +12,7 @@
 #include "transfer.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/kcmp.h>
 #include <stddef.h>
 #include <stdlib.h>
 
@@ -61,8 +62,13 @@ int frames_patch(const struct task *owner, ckpt_addr_t from, const struct slot *
 
 /* ---- when all stand still ---- */
 
-static bool lives(pid_t tid) {
+/* A thread that is not of the tree and has this very memory. One that lives with another memory is a parent whose fork has copied its slots: nobody
+ * is in these. Where kcmp is not built in, it counts as one with this memory. */
+static bool lives_here(const struct task *task, pid_t tid) {
     char name[NAME_ROOM];
+    int order = sys_kcmp(task->pid, tid, KCMP_VM, 0, 0);
+    if (order >= 0 || order == -ESRCH)
+        return order == 0;
     _cleanup_close_ int fd = sys_openat(AT_FDCWD, proc_name(name, "/proc/", (uint64_t)tid, ""), O_PATH | O_DIRECTORY);
     return fd >= 0;
 }
@@ -77,7 +83,7 @@ static void forget_owner(const struct task *owner, struct slot *slot, unsigned i
 static int settle_slot(ckpt_tree *tree, struct task *task, struct task *owner, struct slot slots[TRANSFER_SLOTS], unsigned count, unsigned index) {
     const struct thread *thread = tree_thread(tree, slots[index].tid);
     const struct task *its = thread ? tree_task(tree, thread->pid) : NULL;
-    bool here = its && memory_owner(tree, its) == owner, runs = here ? thread->state != THREAD_STOPPED : !thread && lives(slots[index].tid);
+    bool here = its && memory_owner(tree, its) == owner, runs = here ? thread->state != THREAD_STOPPED : !thread && lives_here(task, slots[index].tid);
     const struct thread *heir = here ? thread : tree_leader(tree, task->pid);
     if (runs)
         owner->bridge.transfers |= 1U << index; /* of a process that has this memory and does not stand still */

@@ -225,6 +225,8 @@ static int settle(ckpt_tree *tree, pid_t pid) {
     for (size_t i = 0; i < tree->task_count && !error; i++)
         if (!tree->tasks[i].zombie && (!pid || tree->tasks[i].pid == pid))
             error = transfer_settle(tree, &tree->tasks[i]);
+    if (!error)
+        transfer_withdraw(tree);
     return error;
 }
 

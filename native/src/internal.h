@@ -278,6 +278,8 @@ int remote_settle(ckpt_tree *tree, struct task *task);
 int vdso_tail(ckpt_tree *tree, struct task *task);
 /* transfer.c: frames of handlers return into no slot of a transfer that goes on. */
 int transfer_settle(ckpt_tree *tree, struct task *task);
+/* cut.c: behind that, for all: no more threads are told that they go on than there are slots. */
+void transfer_withdraw(ckpt_tree *tree);
 
 /* waits.c: the count of voluntary switches says whether a stopped thread is in the very wait that a look has seen it in */
 void wait_looked_at_last(ckpt_tree *tree, struct thread *thread);           /* just before it is interrupted */

@@ -4,7 +4,7 @@
  * is sent into a few instructions of its own in the vdso's tail ("slot"), which call for the rest, add what had been done, put the
  * argument registers back and jump to where the program goes on. No tracer is needed for that: nobody's death matters.
  *
- *     +0 syscall   +2 test rax,rax   +5 jns +19   +7 cmp eax,-EPIPE   +10 jle +25   +12 mov eax, DONE   +17 jmp +25
+ *     +0 syscall   +2 test rax,rax   +5 jns +19   +7 cmp eax,-EPIPE   +10 jl +25   +12 mov eax, DONE   +17 jmp +25
  *     +19 add rax, DONE   +25 the registers   +55 jmp back
  *
  * Invariants
@@ -34,7 +34,6 @@ enum {
     CALLED = 2, TESTED = 5, FAILED = 7, CHOSEN = 10, GIVE = 12, GIVEN = 17, ADD = 19, ADDED = 25, JUMP = 55, /* offsets in a slot */
     ERESTARTNOHAND = 514, /* a signal that has come since the stop ends the call with the short count, as it would have; else it begins */
 };
-#define VDSO_LOWEST UINT64_C(0x7f0000000000)
 
 /* ---- registers ---- */
 
@@ -51,7 +50,7 @@ static void load(uint8_t *at, unsigned index, uint64_t value) { /* movabs argume
 }
 
 static void write_code(struct slot *slot) {
-    static const uint8_t begin[ADDED] = {0x0f, 0x05, 0x48, 0x85, 0xc0, 0x79, 0x0c, 0x83, 0xf8, 0xe0, 0x7e, 0x0d, 0xb8, 0, 0, 0, 0, 0xeb, 0x06, 0x48, 0x05};
+    static const uint8_t begin[ADDED] = {0x0f, 0x05, 0x48, 0x85, 0xc0, 0x79, 0x0c, 0x83, 0xf8, 0xe0, 0x7c, 0x0d, 0xb8, 0, 0, 0, 0, 0xeb, 0x06, 0x48, 0x05};
     static const uint8_t nothing[2] = {0x66, 0x90}, jump[6] = {0xff, 0x25, BACK - JUMP - sizeof jump};
     unsigned first = slot->buffer_arg == NO_ARG ? slot->count_arg : slot->buffer_arg;
     memcpy(slot->code, begin, sizeof begin);
@@ -67,8 +66,8 @@ static void write_code(struct slot *slot) {
     memcpy(slot->code + JUMP, jump, sizeof jump);
 }
 
-/* Of a connection (EPIPE, ECONNRESET, ...), which is at its end: not that this call has been interrupted, or found no room. */
-static bool ends(int64_t rax) { return rax <= -EPIPE && rax > -512; }
+/* Of a connection (ECONNRESET, ...), told once: not that this call has been interrupted, or found no room, nor what each later one is told, too. */
+static bool ends(int64_t rax) { return rax < -EPIPE && rax > -512; }
 
 /* What the program goes on with, of a thread at `at` in the slot's code. */
 uint64_t slot_count_at(const struct slot *slot, size_t at, int64_t rax) {
@@ -92,11 +91,13 @@ static bool read_slot(pid_t tid, ckpt_addr_t at, struct slot *slot) {
     return sys_vm_readv(tid, &here, 1, &there, 1) == sizeof *slot && slot->magic == SLOT_MAGIC;
 }
 
+/* By no lowest address: without a limit on the stack (and by `setarch -L`) the vdso lies below a third of the addresses, and with enough bits
+ * of randomness (vm.mmap_rnd_bits) anywhere. */
 int transfer_met(struct thread *thread) {
     struct user_regs_struct *regs = &thread->regs;
     struct slot slot;
     ckpt_addr_t at = slot_around(regs->rip);
-    bool possible = regs->rip >= VDSO_LOWEST && regs->rip - at < BACK && CKPT_PAGE - at % CKPT_PAGE <= TRANSFER_SLOTS * TRANSFER_SLOT;
+    bool possible = regs->rip - at < BACK && CKPT_PAGE - at % CKPT_PAGE <= TRANSFER_SLOTS * TRANSFER_SLOT;
     if (!possible || !read_slot(thread->tid, at, &slot))
         return 0;
     size_t offset = regs->rip - at;

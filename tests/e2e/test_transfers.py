@@ -75,6 +75,18 @@ def test_no_count_is_short(which: Words, ckpt: Ckpt, started: Start) -> None:
     assert seen >= CALLS[which]
 
 
+def test_a_vdso_that_lies_low(ckpt: Ckpt) -> None:
+    """As where the stack has no limit: below a third of all addresses."""
+    build()
+    with Victim(["setarch", "-L", str(BIN / "transfers"), "lists"]) as target:
+        stall(ckpt, target, ("lists",))
+        ckpt.snapshot(target.pid)
+        assert gone_on(ckpt) >= CALLS["lists",]
+        target.ask("go")
+        time.sleep(0.3)
+        target.verify()
+
+
 @each
 def test_those_that_stand_still(which: Words, ckpt: Ckpt, started: Start) -> None:
     """Cut again and again, in the same place: each time they go on from there."""
@@ -236,6 +248,102 @@ def test_the_other_end_goes_away(kind: str, ckpt: Ckpt) -> None:
         first, second = map(int, target.ask("look").split())
         assert first in (-104, -32)
         assert second in (-104, -32)
+
+
+CLOSES = """
+import os, signal, threading, time
+signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+r, w = os.pipe()
+got = []
+def send():
+    for _ in range(2):
+        try:
+            got.append(os.writev(w, [bytes(100000), bytes(100000)]))
+        except OSError as error:
+            got.append(-error.errno)
+threading.Thread(target=send, daemon=True).start()
+time.sleep(0.3)
+print('READY', flush=True)
+for what in iter(input, 'end'):
+    if what == 'close': os.close(r)
+    print(*got, flush=True)
+"""
+
+
+def test_nobody_reads_any_more(ckpt: Ckpt) -> None:
+    """Each later call is told so again: the count of this one comes first, as without a stop."""
+    with Victim([PYTHON, "-c", CLOSES]) as target:
+        ckpt.snapshot(target.pid)
+        assert gone_on(ckpt) == {"writev"}
+        target.ask("close")
+        assert within(10, lambda: len(target.ask("look").split()) == 2)
+        assert target.ask("look") == "65536 -32"
+
+
+FORKED = """
+import os, select, threading, time
+WHOLE = 300000
+pipes = [os.pipe() for _ in range(9)]
+for _, into in pipes: threading.Thread(target=os.write, args=(into, bytes(WHOLE)), daemon=True).start()
+time.sleep(0.3)
+print('READY', flush=True)
+for what in iter(input, 'end'):
+    if what == 'fork':
+        source, into = os.pipe()
+        told, tell = os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(tell, b'%d' % os.writev(into, [bytes(WHOLE // 2)] * 2))
+            time.sleep(1000)
+        time.sleep(0.3)
+        print(child, flush=True)
+    else:
+        while told not in (ready := select.select([source, told], [], [])[0]): os.read(source, 4096)
+        print(os.read(told, 100).decode(), flush=True)
+"""
+
+
+def test_a_child_of_one_with_many_goes_on(ckpt: Ckpt) -> None:
+    """It has a copy of its parent's slots, in which nobody is."""
+    with Victim([PYTHON, "-c", FORKED]) as target:
+        ckpt.snapshot(target.pid)
+        child = int(target.ask("fork"))
+        ckpt.snapshot(child)
+        assert target.ask("count") == "300000"
+
+
+APART = """
+import ctypes, mmap, os, select, socket, threading, time
+WHOLE = 300000
+libc = ctypes.CDLL(None)
+def memory(): return mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+def place(of): return ctypes.addressof(ctypes.c_char.from_buffer(of)) + (1 << 19)
+bytes_of, list_of, message_of = memory(), memory(), memory()
+ends = [end.detach() for end in socket.socketpair()] if CALL == 'sendmsg' else os.pipe()[::-1]
+buffers = (ctypes.c_ulong * 2).from_address(place(list_of))
+buffers[:] = place(bytes_of), WHOLE
+message = (ctypes.c_ulong * 7).from_address(place(message_of) - 20)
+message[2:4] = place(list_of), 1
+got = []
+def work(): got.append(libc.sendmsg(ends[0], message, 0) if CALL == 'sendmsg' else libc.writev(ends[0], buffers, 1))
+threading.Thread(target=work, daemon=True).start()
+time.sleep(0.3)
+print('READY', flush=True)
+for _ in iter(input, 'end'):
+    while not got:
+        if select.select([ends[1]], [], [], 0.01)[0]: os.read(ends[1], 4096)
+    print(*got, flush=True)
+"""
+
+
+@pytest.mark.parametrize("call", ["writev", "sendmsg"])
+def test_a_list_that_would_come_later(call: str, ckpt: Ckpt) -> None:
+    """Of a lazy restore: who lets the thread go reads its list."""
+    with Victim([PYTHON, "-c", f"CALL = {call!r}\n{APART}"]) as target:
+        generation = die(ckpt, target)
+        assert gone_on(ckpt) == {call}
+        target.revive(lambda words: int(ckpt.json("restore", "--lazy", generation, *words)["pid"]))
+        assert target.ask("count") == "300000"
 
 
 PEEKS = """
