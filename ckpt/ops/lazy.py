@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import stat
+import struct
 import syslog
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,13 +32,17 @@ from ckpt.live.core import Tree
 from ckpt.live.guardian import Guardian
 from ckpt.live.lazy import Fetch, Filler, Memory, open_userfaultfd, register
 from ckpt.live.newborn import KILLED_WHY, Newborns
-from ckpt.model import PAGE, Content, Snapshot, Task
+from ckpt.model import PAGE, Action, Content, Snapshot, Task
 from ckpt.plan.batch import MAP_GROWSDOWN, MAP_PRIVATE
 from ckpt.plan.pages import RUN, as_runs
 from ckpt.plan.segments import Segment, Segments
+from ckpt.syscalls.decide import arguments, unpack
+from ckpt.syscalls.table import BY_NR, GoesOn, Vector
 
 LARGE = 256 << 10  #: mappings below are brought at once
 BELOW_STACK, ABOVE_STACK = 2, 8  #: pages around a stack pointer that a thread is about to touch
+MSGHDR = struct.Struct("<QQQQ24x")  #: msg_name, msg_namelen, msg_iov, msg_iovlen, and what is not asked for
+IOVEC_BYTES, MOST_BUFFERS = 16, 1024
 _WAKE_S = 0.05
 _KERNEL_WRITES = (("rseq", "pointer"), ("tid_address", "address"), ("robust_list", "head"))
 
@@ -64,14 +69,15 @@ class Later:
         return Segments(found)
 
 
-def later_parts(wanted: Snapshot) -> list[Later]:
+def later_parts(wanted: Snapshot, source: GenerationPages) -> list[Later]:
     """What can wait: large private anonymous mappings, less what the threads and the kernel touch first."""
     parts, seen = [], set[int]()
     for task in wanted.tasks:
         if task.mm in seen:
             continue
         seen.add(task.mm)
-        now = sorted(_touched(one for one in wanted.tasks if one.mm == task.mm))
+        sharing = [one for one in wanted.tasks if one.mm == task.mm]
+        now = sorted(_touched(sharing) | _lists(sharing, source))
         ranges: list[tuple[int, int]] = []
         for mapping in task.mappings:
             advice = set(mapping.advice or ())
@@ -93,6 +99,38 @@ def _touched(tasks: Iterable[Task]) -> set[int]:
             for address in (words[1], *map(int, told)):
                 pages.update(range(address // PAGE - 1, address // PAGE + 2))
     return pages
+
+
+def _lists(tasks: Iterable[Task], source: GenerationPages) -> set[int]:
+    """Page numbers of lists of buffers of which a transfer goes on: whoever lets the thread go reads them (native/src/lists.c), and is the
+    one that would bring them."""
+    pages: set[int] = set()
+    for task in tasks:
+        for thread in task.threads:
+            row = BY_NR.get(thread.syscall.nr)
+            if thread.decision.action is not Action.GO_ON or row is None or row.goes_on is not GoesOn.LIST:
+                continue
+            arg = arguments(unpack(thread.regs))
+            at, count = arg[1], arg[2]
+            if row.vector is Vector.MSGHDR:
+                pages |= _pages(at, MSGHDR.size)
+                _name, _size, at, count = MSGHDR.unpack(_held(source, task.mm, at, MSGHDR.size))
+            pages |= _pages(at, min(count, MOST_BUFFERS) * IOVEC_BYTES)
+    return pages
+
+
+def _held(source: GenerationPages, space: int, at: int, size: int) -> bytes:
+    """Zeros for what the generation holds elsewhere, or not at all: in shared memory, in a file."""
+    out = b""
+    held = [(first, first + count) for first, count, content in RUN.iter_unpack(source.raw_runs(space)) if content == Content.DATA]
+    for page in sorted(_pages(at, size)):
+        here = any(first <= page < end for first, end in held)
+        out += b"".join(source.read(space, page, 1)) if here else bytes(PAGE)
+    return out[at % PAGE :][:size]
+
+
+def _pages(start: int, size: int) -> set[int]:
+    return set(range(start // PAGE, (start + size - 1) // PAGE + 1))
 
 
 def _without(start: int, end: int, pages: Sequence[int]) -> list[tuple[int, int]]:

@@ -124,7 +124,7 @@ def _begin(request: Request, clock: Clock, stack: ExitStack, progress: Callable[
         stack.enter_context(held())
         replacing.end(old)
         clock.lap("replaced")
-    later = {part.task.mm: part.runs() for part in later_parts(around.wanted)} if request.lazy else {}
+    later = {part.task.mm: part.runs() for part in later_parts(around.wanted, history.pages(generation.number))} if request.lazy else {}
     pages = stack.enter_context(Pages(history.pages(generation.number), around.wanted, later))
     born = _newborns(request, generation, around.wanted, streams)  # by the thread whose children they stay
     run = _Run(request, history, generation, born, pages, Rebirth(around.wanted, born, request.tcp, clock))
@@ -184,7 +184,7 @@ class _Run:
         parts: dict[int, Later] = {}
 
         def open_early() -> None:
-            parts.update(opened(self.born.tree, later_parts(again.wanted) if self.request.lazy else ()))
+            parts.update(opened(self.born.tree, later_parts(again.wanted, self.pages.source) if self.request.lazy else ()))
 
         options = {"stopped": self.request.stopped, "lazy": self.request.lazy}
         executor = self.rebirth.fill(made, now, again.wanted, self.pages, **options, begun=open_early)
