@@ -19,7 +19,7 @@
 #include <sys/time.h>
 
 enum { GET_DISPATCH = 0x4210 /* PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG */ };
-enum use { STREAM, SOURCE, SINK }; /* of a descriptor: with a buffer, or between two */
+enum use { STREAM, LISTED, SOURCE, SINK }; /* of a descriptor: with a buffer, with several, or between two */
 
 /* A message that is shorter than the room for it is whole. */
 static bool has_no_messages(int ours) {
@@ -38,6 +38,8 @@ static bool fits(int ours, enum use use) {
     bool stream = S_ISFIFO(stat.st_mode) || S_ISSOCK(stat.st_mode);
     if (use == SOURCE)
         return !stream || (!sys_ioctl(ours, FIONREAD, &ready) && ready > 0);
+    if (use == LISTED)
+        return stream; /* to a device each buffer may be something of its own (sound: one for each channel) */
     return use == SINK || stream || S_ISCHR(stat.st_mode); /* a file's short count is its own: the disk is full, a limit is reached */
 }
 
@@ -76,7 +78,7 @@ static bool blocks(const struct task *task, const struct restart_row *row, const
     if (row->timeout_form != TIMEOUT_RECEIVE && row->timeout_form != TIMEOUT_SEND)
         return true; /* its descriptors are files, or it has none */
     if (row->goes_on != GOES_ON_BY_COUNT)
-        return waits_for_ever(task, (int)arg[0], STREAM, row->timeout_form == TIMEOUT_SEND ? SO_SNDTIMEO : SO_RCVTIMEO);
+        return waits_for_ever(task, (int)arg[0], row->goes_on == GOES_ON_LIST ? LISTED : STREAM, row->timeout_form == TIMEOUT_SEND ? SO_SNDTIMEO : SO_RCVTIMEO);
     bool splice = row->wanted_arg == 4; /* splice(in, offset, out, ...), sendfile(out, in, ...) */
     return waits_for_ever(task, (int)arg[splice ? 0 : 1], SOURCE, SO_RCVTIMEO) && waits_for_ever(task, (int)arg[splice ? 2 : 0], SINK, SO_SNDTIMEO);
 }

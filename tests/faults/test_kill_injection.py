@@ -27,6 +27,11 @@ VICTIMS = ("registers", "nanosleep", "int80", "epoll", "pause", "masked", "caugh
 PHASES = ("arm", "inject", "injected", "batch", "batch-done", "armed")
 
 
+def is_ours(line: str) -> bool:
+    """Where a bridge lies (native/src/bridge.c). By the whole address: a heap may begin with the same digits."""
+    return int(line.split("-")[0], 16) >> 40 == 0x3A
+
+
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("kill"))
@@ -97,12 +102,12 @@ def test_a_thread_inside_a_dead_tracers_batch_is_let_out_first(victim: RemoteVic
             assert tracer.stdout.readline() == b"in\n"
             wait_until(lambda: Path(f"/proc/{victim.pid}/syscall").read_text().startswith("35 "), "the call of the batch")
             tracer.kill()
-        assert any(line.startswith("3a") for line in victim.maps()), "the victim is not in the batch any more: nothing was tested"
+        assert any(map(is_ours, victim.maps())), "the victim is not in the batch any more: nothing was tested"
         with frozen(victim.pid) as tree:
             regs = ffi.new("uint64_t[27]")
             check(lib.ckpt_thread_get(tree, victim.pid, regs, ffi.NULL, 0, ffi.NULL), tree)
             assert not 0x3A0000000000 <= regs[16] < 0x550000000000, "rip stands in the bridge"
-            assert not any(line.startswith("3a") for line in victim.maps())
+            assert not any(map(is_ours, victim.maps()))
         victim.goes_on()
 
 
@@ -123,13 +128,13 @@ def test_a_stopped_thread_inside_a_dead_tracers_batch_does_not_run(victim: Remot
             tracer.wait()
             os.kill(victim.pid, signal.SIGSTOP)
         wait_until(partial(stopped, victim.pid), "the stop")
-        assert any(line.startswith("3a") for line in victim.maps()), "the victim is not in the batch any more: nothing was tested"
+        assert any(map(is_ours, victim.maps())), "the victim is not in the batch any more: nothing was tested"
         rounds = victim.rounds()
         with frozen(victim.pid) as tree:
             regs = ffi.new("uint64_t[27]")
             check(lib.ckpt_thread_get(tree, victim.pid, regs, ffi.NULL, 0, ffi.NULL), tree)
             assert not 0x3A0000000000 <= regs[16] < 0x550000000000, "rip stands in the bridge"
-            assert not any(line.startswith("3a") for line in victim.maps())
+            assert not any(map(is_ours, victim.maps()))
         wait_until(partial(stopped, victim.pid), "the stop again: let go, it still has to get there")
         assert victim.rounds() == rounds, "the program itself has run"
         os.kill(victim.pid, signal.SIGCONT)
@@ -151,7 +156,7 @@ def test_a_child_that_inherits_the_remains_is_rid_of_them(victim: RemoteVictim, 
         wait_until(lambda: victim.rounds()[1] > 20, "the child's rounds")
         with frozen(victim.pid) as tree:
             for pid in (victim.pid, child):
-                assert not any(line.startswith("3a") for line in Path(f"/proc/{pid}/maps").read_text().splitlines())
+                assert not any(map(is_ours, Path(f"/proc/{pid}/maps").read_text().splitlines()))
                 assert batch(tree, pid, [(39,)])[0] == [pid]
         victim.goes_on()
     finally:
