@@ -159,6 +159,7 @@ MAY: tuple[May, ...] = (
     May("thread", "orig_rax", "at the entry of a handler no call is under way: the number of the last one says nothing", "", _no_call),
     May("descriptor", "consumed", "a connection that is made again counts its bytes from none", "(tcp)"),
     May("descriptor", "written", "a connection that is made again counts its bytes from none", "(tcp)"),
+    May("descriptor", "stream", "a connection that is made again counts its bytes from none", "(tcp)"),
     May("descriptor", "mode", "a socket's name is bound in a file system of its own while it is verified", "(unix)", _unseen),
     May("descriptor", "owner", "a socket's name is bound in a file system of its own while it is verified", "(unix)", _unseen),
     May("descriptor", "entries", "a one-shot that had fired cannot be made to fire where its file is not ready", "(epoll)", _fired),

@@ -23,7 +23,8 @@
  *   MQUEUE      i64 flags, room, size of a message, count, then what it says to a read (who is notified), at most 255 bytes; no
  *               record of what is no POSIX message queue
  *   GROUPS      of UDP sockets that are in multicast groups: fdgroups.c
- *   SENDING     bytes that a TCP connection of this machine with itself has not got acknowledged: fdsending.c; no record where all goes well
+ *   SENDING     of a TCP connection of this machine with itself: u64 how much was written, and where it is stuck the bytes that are not
+ *               acknowledged: fdsending.c
  *   OWNER       i32 type, number, signal; no record where nothing is set
  *   DUPLICATE   no record: struct ckpt_fd.duplicate is our number
  *

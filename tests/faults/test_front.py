@@ -41,8 +41,23 @@ def when_held(faults: Faults, front: subprocess.Popen[str]) -> int:
     deadline = time.monotonic() + 20
     while not faults.fired():
         assert time.monotonic() < deadline, f"not held: {faults.hits()}"
+        assert front.poll() is None, f"it ended before: {faults.hits()}"
         time.sleep(0.0005)
     return worker
+
+
+def held_in_a_stop(where: str, ckpt: Ckpt, target: Victim, folder: Path) -> tuple[subprocess.Popen[str], int]:
+    """A snapshot that is held at `where`, and its worker. Where every thread ran, nothing is passed there: another is taken."""
+    for _ in range(10):
+        faults = Faults(folder, f"{where}=sleep:{HELD_MS}")
+        front = ckpt.start("snapshot", target.pid, "--json", faults=faults)
+        worker = worker_of(front)
+        while not faults.fired() and front.poll() is None:
+            time.sleep(0.0005)
+        if faults.fired():
+            return front, worker
+        assert ckpt.finish(front).code == 0
+    raise AssertionError(f"never held at {where}: {faults.hits()}")
 
 
 def until_gone(worker: int) -> None:
@@ -61,9 +76,7 @@ def test_a_kill_of_the_command_while_it_stops_a_thread(where: str, ckpt: Ckpt, v
     target = victim("epoll")
     ckpt.snapshot(target.pid)
     for _ in range(times(3, 20)):
-        faults = Faults(tmp_path, f"{where}=sleep:{HELD_MS}")
-        front = ckpt.start("snapshot", target.pid, "--json", faults=faults)
-        worker = when_held(faults, front)
+        front, worker = held_in_a_stop(where, ckpt, target, tmp_path)
         front.kill()
         assert ckpt.finish(front).killed
         until_gone(worker)

@@ -14,6 +14,10 @@ State of such a connection: `unread` lies here, `coming` is on its way here, `aw
 
     consumed = tcpi_bytes_received (a FIN counts as one) - what lies unread
     written  = tcpi_bytes_sent - tcpi_bytes_retrans + tcpi_notsent_bytes (a FIN that waits behind them counts as one)
+    stream   = tcpi_bytes_acked + what is not acknowledged, without a FIN: written + 1 at the end that connected (its SYN), else written
+
+Bytes that went out while somebody looked at the queue are missing in `written`, ever after (native/src/fdsending.c); in `stream` nothing
+is. So what has been written since is the difference of two `stream`s; how much it is in all is `_written`.
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ _OPEN = ("ESTABLISHED", "CLOSE_WAIT")  #: we may still write
 _PEER_FIN = ("CLOSE_WAIT", "LAST_ACK", "CLOSING", "TIME_WAIT")
 _KNOWN = ("ESTABLISHED", "CLOSE_WAIT", "FIN_WAIT1", "FIN_WAIT2")  #: what both ends of a connection may be in that can be made again
 _AT_ONCE = 8192  #: bytes sent by one call
+_COUNT = 8  #: bytes of the number before what waits to be acknowledged
 _PENDING, _PMTU = 24, 60  #: tcpi_unacked and tcpi_sacked (of a listener: who waits, and its backlog), tcpi_pmtu
 
 
@@ -51,7 +56,7 @@ class Info:
     backlog: int
     pending: int  #: of a listener: connections that wait to be accepted
     received: int
-    written: int
+    written: int  #: as far as it counts (see the head)
     wire: tuple[int, int, int, int] = (0, 0, 0, 0)  #: TCPI_OPT_*, window scales to send and to receive, MTU of the path
 
     @staticmethod
@@ -100,9 +105,15 @@ class Tcp:
         unread = b"".join(message.data for message in so.messages(raw.work.get(Work.PEEK, b"")) if not message.control)
         if Work.PEEK not in raw.work or len(unread) != found.inq:
             return {}
-        sending = raw.work.get(Work.SENDING, b"")
-        state = {"far": found.peer.hex(), "unread": unread.hex(), "wire": list(tcp.wire)}
-        return state | ({"sending": sending.hex()} if sending else {})
+        outgoing = raw.work.get(Work.SENDING, b"")
+        count, sending = outgoing[:_COUNT], outgoing[_COUNT:]
+        return {
+            "far": found.peer.hex(),
+            "unread": unread.hex(),
+            "wire": list(tcp.wire),
+            **({"stream": int.from_bytes(count, "little")} if count else {}),
+            **({"sending": sending.hex()} if sending else {}),
+        }
 
     def adjust(self, fd: int, now: OpenFile, wanted: OpenFile) -> Sequence[RemoteCall]:
         here, there = now.state, wanted.state
@@ -159,7 +170,8 @@ class Tcp:
         who = f"connection {there['local']} to {there['peer']}"
         if here["state"] != there["state"] and not (here["state"] in _OPEN and there["state"] == "ESTABLISHED"):
             raise Moved(f"{who}: was {there['state']}, is {here['state']}")
-        read, wrote = here["consumed"] - there["consumed"], here["written"] - there["written"]
+        count = "stream" if "stream" in here and "stream" in there else "written"
+        read, wrote = here["consumed"] - there["consumed"], here[count] - there[count]
         if read or wrote:
             raise Moved(f"{who}: {read} bytes were read and {wrote} written since")
 
@@ -233,7 +245,8 @@ class Tcp:
                 return replace(file, state=state)
             sending, coming = _under_way(file.state, twin.state), _under_way(twin.state, file.state)
             if sending is None or coming is None:
-                underway = file.state["written"] - _got(twin.state)
+                written = _written(file.state, twin.state)
+                underway = (file.state["stream"] if written is None else written) - _got(twin.state)
                 return replace(file, state={**state, "underway": underway} if underway > 0 else state)
             more = {key: data for key, data in (("sending", sending), ("coming", coming)) if data}
             return replace(file, state={**state, "away": twin.state["unread"], **more})
@@ -259,7 +272,7 @@ def _waiting(listener: OpenFile, files: Sequence[OpenFile]) -> list[OpenFile]:
     found = [
         file
         for file in files
-        if file.state["state"] == "ESTABLISHED" and "unread" in file.state and not file.state["written"]
+        if file.state["state"] == "ESTABLISHED" and "unread" in file.state and not file.state["written"] and _syn(file.state) is not None
         if so.port(bytes.fromhex(file.state["far"])) == so.port(bound) and (file.state["far"], file.state["bound"]) not in ends
     ]
     return found if len(found) <= listener.state["pending"] else []
@@ -271,10 +284,29 @@ def _ends(files: Sequence[OpenFile]) -> dict[tuple[str, str], OpenFile]:
 
 def _under_way(sender: State, receiver: State) -> str | None:
     """What one has written and the other has not got (hex): the end of what waits to be acknowledged. None: it is not known."""
-    count, queue = int(sender["written"]) - _got(receiver), sender.get("sending", "")
+    written, queue = _written(sender, receiver), sender.get("sending", "")
+    if written is None:
+        return None
+    count = written - _got(receiver)
     if not count:
         return ""
     return queue[-2 * count :] if 0 < 2 * count <= len(queue) else None
+
+
+def _written(sender: State, receiver: State) -> int | None:
+    """How many bytes one end has written. None: it is not known whether its SYN is counted."""
+    syn = _syn(sender)
+    if syn is None and _syn(receiver) == 1:
+        syn = 0  # one of the two has connected
+    if syn is None and sender["stream"] - len(sender.get("sending", "")) // 2 > _got(receiver):
+        syn = 1  # more is acknowledged than has come
+    return None if syn is None else sender["stream"] - syn if "stream" in sender else sender["written"]
+
+
+def _syn(state: State) -> int | None:
+    """What `stream` counts besides the bytes. None: bytes are missing in `written`."""
+    more = state.get("stream", state["written"]) - state["written"]
+    return more if more in (0, 1) else None
 
 
 def _side(state: State) -> str:
