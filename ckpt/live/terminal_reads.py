@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from ckpt.kinds.base import RawDescriptor, Work
 from ckpt.kinds.fd.pty import KIND
 from ckpt.live import preflight
+from ckpt.live.blocked import blocked_call
 from ckpt.live.core import Tree
 from ckpt.live.preflight import Problem
-from ckpt.procfs import parse_syscall
 from ckpt.syscalls.names import nr
 
 _LOCAL_FLAGS, _SETTINGS = struct.Struct("<12xI"), 17  #: of struct termios2: c_lflag, and where c_cc begins
@@ -32,7 +31,7 @@ def examine(tree: Tree, descriptors: Sequence[RawDescriptor]) -> Iterator[Proble
     for thread in tree.threads():
         if thread.pid not in waiting:
             continue
-        call, arguments = _blocked(thread.pid, thread.tid)
+        call, arguments = blocked_call(thread.pid, thread.tid)
         raw = terminals.get((thread.pid, arguments[0] & 0xFFFF_FFFF)) if call in (nr("read"), nr("readv")) else None
         loss = raw and lost(raw.work[Work.TTY], arguments[2] if call == nr("read") else None)
         if raw and loss:
@@ -51,10 +50,3 @@ def lost(settings: bytes, wanted: int | None) -> str | None:
         return None
     limit = f" and VTIME {tenths / 10:.1f} s" if tenths else ""
     return f"with VMIN {least}{limit}: if fewer bytes have come by then, a snapshot makes it return with those"
-
-
-def _blocked(pid: int, tid: int) -> tuple[int, tuple[int, ...]]:
-    try:
-        return parse_syscall(Path(f"/proc/{pid}/task/{tid}/syscall").read_bytes()) or (-1, ())
-    except (OSError, ValueError):
-        return -1, ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt.kinds.base import RawDescriptor
-from ckpt.live import core, preflight, runtime, terminal_reads
+from ckpt.live import core, cut_transfers, preflight, runtime, terminal_reads
 from ckpt.ops.settle import settle
 
 
@@ -44,6 +44,7 @@ def check(pid: int) -> Found:
         seen: list[RawDescriptor] = []
         problems = list(preflight.examine(tree, seen))
         problems += terminal_reads.examine(tree, seen)
+        problems += cut_transfers.examine(tree, seen)
         threads = tree.threads()
     pids = {thread.pid for thread in threads}
     return Found(

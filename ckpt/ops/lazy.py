@@ -28,6 +28,7 @@ from ckpt import errors
 from ckpt.errors import CkptError
 from ckpt.history.open import Mode, open_store, translated
 from ckpt.history.pages import GenerationPages
+from ckpt.live.continuation import RESTART_BLOCK
 from ckpt.live.core import Tree
 from ckpt.live.guardian import Guardian
 from ckpt.live.lazy import Fetch, Filler, Memory, open_userfaultfd, register
@@ -37,12 +38,15 @@ from ckpt.plan.batch import MAP_GROWSDOWN, MAP_PRIVATE
 from ckpt.plan.pages import RUN, as_runs
 from ckpt.plan.segments import Segment, Segments
 from ckpt.syscalls.decide import arguments, unpack
+from ckpt.syscalls.names import nr
 from ckpt.syscalls.table import BY_NR, GoesOn, Vector
 
 LARGE = 256 << 10  #: mappings below are brought at once
 BELOW_STACK, ABOVE_STACK = 2, 8  #: pages around a stack pointer that a thread is about to touch
 MSGHDR = struct.Struct("<QQQQ24x")  #: msg_name, msg_namelen, msg_iov, msg_iovlen, and what is not asked for
 IOVEC_BYTES, MOST_BUFFERS = 16, 1024
+POLLFD_BYTES, MOST_POLLED = 8, 1 << 20
+WORDS_BYTES = 16  #: a struct timespec; a futex's word is less
 _WAKE_S = 0.05
 _KERNEL_WRITES = (("rseq", "pointer"), ("tid_address", "address"), ("robust_list", "head"))
 
@@ -77,7 +81,7 @@ def later_parts(wanted: Snapshot, source: GenerationPages) -> list[Later]:
             continue
         seen.add(task.mm)
         sharing = [one for one in wanted.tasks if one.mm == task.mm]
-        now = sorted(_touched(sharing) | _lists(sharing, source))
+        now = sorted(_touched(sharing) | _lists(sharing, source) | _waits(sharing))
         ranges: list[tuple[int, int]] = []
         for mapping in task.mappings:
             advice = set(mapping.advice or ())
@@ -98,6 +102,22 @@ def _touched(tasks: Iterable[Task]) -> set[int]:
             told = (thread.attributes.get(kind, {}).get(key, 0) for kind, key in _KERNEL_WRITES)
             for address in (words[1], *map(int, told)):
                 pages.update(range(address // PAGE - 1, address // PAGE + 2))
+    return pages
+
+
+def _waits(tasks: Iterable[Task]) -> set[int]:
+    """Page numbers of what the kernel reads and writes as a wait begins that keeps its deadline (native/src/rebuild.c): nobody brings
+    anything yet, and what it found would be zeros, and stay so."""
+    pages: set[int] = set()
+    for task in tasks:
+        for thread in task.threads:
+            if thread.decision.value != RESTART_BLOCK:
+                continue
+            args = arguments(unpack(thread.regs))
+            for arg in args:  # those that are no addresses are in no mapping
+                pages |= _pages(arg, WORDS_BYTES)
+            if nr("poll") in (thread.syscall.nr, thread.syscall.evidence.get("call")):
+                pages |= _pages(args[0], min(args[1], MOST_POLLED) * POLLFD_BYTES)
     return pages
 
 

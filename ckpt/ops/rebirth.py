@@ -52,11 +52,11 @@ class Rebirth:
         begun: Callable[[], None] = lambda: None,
     ) -> Executor:
         """They are what the generation says, and still stand before their first instruction. `stopped`: and will not run when
-        they are let go, until SIGCONT. `lazy`: not all of the memory is there, and no call may be begun. `begun` is called when calls can
-        be run in them, and they still have our rights."""
+        they are let go, until SIGCONT. `lazy`: not all of the memory is there when they run, and their tracer stays: nobody is sure to end
+        waits of theirs. `begun` is called when calls can be run in them, and they still have our rights."""
         stop = [task.pid for task in wanted.tasks if stopped or task.stopped]
-        whole = not (lazy or self.scratch)
-        executor = Executor(self.born.tree, made, now, wanted, stop=stop, rebuild=whole, keeps=whole)
+        runs = not self.scratch
+        executor = Executor(self.born.tree, made, now, wanted, stop=stop, rebuild=runs, keeps=runs and not lazy)
         try:
             self._fill(executor, made, wanted, pages, begun)
         except act.CallFailed as failed:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,8 @@ def _begin(request: Request, clock: Clock, stack: ExitStack, progress: Callable[
         replacing.end(old)
         clock.lap("replaced")
     later = {part.task.mm: part.runs() for part in later_parts(around.wanted, history.pages(generation.number))} if request.lazy else {}
+    if not any(later.values()):
+        request = replace(request, lazy=False)  # nothing of it is large: all of it comes at once
     pages = stack.enter_context(Pages(history.pages(generation.number), around.wanted, later))
     born = _newborns(request, generation, around.wanted, streams)  # by the thread whose children they stay
     run = _Run(request, history, generation, born, pages, Rebirth(around.wanted, born, request.tcp, clock))

@@ -10,10 +10,11 @@
  */
 #include "victim.h"
 #include <linux/futex.h>
+#include <poll.h>
 #include <stdatomic.h>
 #include <sys/timerfd.h>
 
-enum { LOOK_NS = 2000000, EARLY_NS = 1500000, CLOCKS = 2, TEXT = 200 };
+enum { LOOK_NS = 2000000, EARLY_NS = 1500000, CLOCKS = 2, TEXT = 200, POLLED = 900, FAR_BYTES = 1 << 20 };
 static const clockid_t clocks[CLOCKS] = {CLOCK_MONOTONIC, CLOCK_BOOTTIME};
 static const char *const clock_names[CLOCKS] = {"CLOCK_MONOTONIC", "CLOCK_BOOTTIME"};
 
@@ -114,6 +115,37 @@ static int futex(void) {
     return syscall(SYS_futex, &word, FUTEX_WAIT_BITSET, 0, &time, NULL, ~0u) < 0 && errno == ETIMEDOUT ? 0 : errno;
 }
 
+/* What these hand to the kernel lies far from every stack, each in a page that nobody else touches: a lazy restore has not brought it. */
+static struct far {
+    struct timespec time __attribute__((aligned(PAGE)));
+    struct timespec rest __attribute__((aligned(PAGE)));
+    uint32_t word __attribute__((aligned(PAGE)));
+    struct pollfd polled[POLLED] __attribute__((aligned(PAGE)));
+    char more[FAR_BYTES] __attribute__((aligned(PAGE)));
+} *far;
+
+static int far_sleep(void) {
+    far[0].time = as_time(limit);
+    return nanosleep(&far[0].time, &far[0].rest) < 0 ? errno : 0;
+}
+
+static int far_futex(void) {
+    far[1].time = as_time(limit);
+    far[1].word = 7;
+    return syscall(SYS_futex, &far[1].word, FUTEX_WAIT, 7, &far[1].time, NULL, 0) < 0 && errno == ETIMEDOUT ? 0 : errno;
+}
+
+static int silent[2];
+static int far_poll(void) {
+    for (int i = 0; i < POLLED; i++)
+        far[2].polled[i] = (struct pollfd){.fd = i % 100 ? -1 : silent[0], .events = POLLIN, .revents = -1};
+    int found = poll(far[2].polled, POLLED, (int)(limit / 1000000));
+    for (int i = 0; i < POLLED; i++)
+        if (far[2].polled[i].revents || far[2].polled[i].events != POLLIN)
+            return EFAULT;
+    return found < 0 ? errno : found ? EEXIST : 0;
+}
+
 static int timer_read(clockid_t clock, bool absolute) {
     struct itimerspec spec = {.it_value = as_time(limit)};
     uint64_t ticks;
@@ -155,6 +187,9 @@ static struct wait {
     {.name = "nanosleep/instant", .run = sleep_until},
     {.name = "nanosleep/boot", .run = sleep_until_boot},
     {.name = "poll", .run = polled},
+    {.name = "nanosleep/far", .run = far_sleep},
+    {.name = "futex/far", .run = far_futex},
+    {.name = "poll/far", .run = far_poll},
     {.name = "condition", .run = condition},
     {.name = "futex/instant", .run = futex},
     {.name = "timerfd", .run = timerfd_for},
@@ -235,7 +270,9 @@ int main(void) {
     sigaddset(&set, SIGRTMIN + 5);
     sigprocmask(SIG_BLOCK, &set, NULL);
     seen = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    need(seen != MAP_FAILED && pipe2(ends, O_CLOEXEC) == 0, "mmap, pipe");
+    far = mmap(NULL, 3 * sizeof *far, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    need(seen != MAP_FAILED && far != MAP_FAILED && pipe2(ends, O_CLOEXEC) == 0 && pipe(silent) == 0, "mmap, pipe");
+    memset(far, 1, 3 * sizeof *far);
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_cond_init(&never, &monotonic);
