@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ckpt.kinds.base import RawDescriptor
+from ckpt.kinds.base import RawDescriptor, SockOpt
 from ckpt.kinds.fd import sockets as so
 from ckpt.kinds.fd.sockopts import SOL_SOCKET
 from ckpt.live import preflight
@@ -23,7 +23,7 @@ from ckpt.procfs import parse_fdinfo, parse_status
 from ckpt.syscalls.table import BY_NR, NO_ARG, GoesOn, Row, Timeout, Vector
 
 MSG_FASTOPEN, MSG_ZEROCOPY = 0x2000_0000, 0x400_0000  # include/linux/socket.h
-_TIME_LIMITS = {"SO_RCVTIMEO": so.SockOpt(SOL_SOCKET, 20, 16), "SO_SNDTIMEO": so.SockOpt(SOL_SOCKET, 21, 16)}
+_TIME_LIMITS = {"SO_RCVTIMEO": SockOpt(SOL_SOCKET, 20, 16), "SO_SNDTIMEO": SockOpt(SOL_SOCKET, 21, 16)}
 _BUFFERS_LEFT = {Vector.IOVEC: 4, Vector.MSGHDR: 1}  #: of so many a list goes on (native/src/lists.c)
 _MSG_IOVLEN = 24  #: in struct msghdr
 #: Which arguments are descriptors: source, then sink; of others it is the first.
