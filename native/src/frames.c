@@ -4,8 +4,10 @@
  * Invariants
  *  1. Done in each freeze, when all stand still and before anybody looks at memory: so no generation holds an address of a slot, and slots can
  *     be taken anew.
- *  2. A frame is looked for from the thread's stack pointer on, 256 KiB, and on the stack that a handler with one of its own has left. A
- *     frame on a stack that the program has put aside by itself (swapcontext in a handler) is not seen.
+ *  2. A frame is looked for from the thread's stack pointer on, 256 KiB, on the stack that a handler with one of its own has left, and below
+ *     where the stack pointer stood as the slot was taken, which is where the kernel puts it, whatever its handler has on the stack. A
+ *     frame on a stack that the program has put aside by itself (swapcontext in a handler) is not seen, nor one that lies further up on a
+ *     stack of a handler's own.
  */
 #define _GNU_SOURCE
 #include "restart.h"
@@ -16,7 +18,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 
-enum { STACK_BYTES = 256 * 1024, USER64_CS = 0x33 };
+enum { STACK_BYTES = 256 * 1024, FRAME_BYTES = 32 * 1024 /* with AMX a frame has some 11 KiB */, USER64_CS = 0x33 };
 
 /* A signal frame's registers, around its rip (arch/x86/include/uapi/asm/sigcontext.h), in words. */
 enum { F_R10 = -14, F_R8 = -16, F_R9 = -15, F_RDI = -8, F_RSI = -7, F_RDX = -4, F_RAX = -3, F_RCX = -2, F_RIP = 0, F_CS = 2, F_BEFORE = 16, F_WORDS = 19 };
@@ -38,12 +40,12 @@ static int patch_frame(const struct task *owner, const struct slot *slot, ckpt_a
 enum { F_RSP = -1, FRAMES_DEEP = 4 };
 
 /* Frames on a stack that return into a slot; also on the stack that a handler with its own one has left (sigaltstack). */
-static int patch_stack(const struct task *owner, ckpt_addr_t from, const struct slot *slots, unsigned count, unsigned deep) {
-    _cleanup_free_ uint64_t *stack = malloc(STACK_BYTES);
+static int patch_stack(const struct task *owner, ckpt_addr_t from, size_t bytes, const struct slot *slots, unsigned count, unsigned deep) {
+    _cleanup_free_ uint64_t *stack = malloc(bytes);
     if (!stack)
         return -ENOMEM;
     ckpt_addr_t begin = slot_place(&owner->bridge, count - 1);
-    ssize_t words = sys_pread(owner->mem, stack, STACK_BYTES, from &= ~UINT64_C(7)) / 8;
+    ssize_t words = sys_pread(owner->mem, stack, bytes, from &= ~UINT64_C(7)) / 8;
     int error = 0;
     for (ssize_t i = F_BEFORE; i + F_CS < words && !error; i++) {
         uint64_t left = stack[i + F_RSP], at = stack[i] - begin;
@@ -51,13 +53,17 @@ static int patch_stack(const struct task *owner, ckpt_addr_t from, const struct 
         if (at < count * TRANSFER_SLOT && at % TRANSFER_SLOT < BACK && (uint16_t)stack[i + F_CS] == USER64_CS && slot->magic == SLOT_MAGIC)
             error = patch_frame(owner, slot, begin + at / TRANSFER_SLOT * TRANSFER_SLOT, stack + i, from + (uint64_t)i * 8);
         else if (stack[i + F_CS] == FRAME_SEGMENTS && deep && left - from >= STACK_BYTES)
-            error = patch_stack(owner, left, slots, count, deep - 1);
+            error = patch_stack(owner, left, STACK_BYTES, slots, count, deep - 1);
     }
     return error;
 }
 
-int frames_patch(const struct task *owner, ckpt_addr_t from, const struct slot *slots, unsigned count) {
-    return patch_stack(owner, from, slots, count, FRAMES_DEEP);
+int frames_patch(const struct task *owner, ckpt_addr_t from, const struct slot *slots, unsigned count, unsigned index) {
+    ckpt_addr_t stood = (ckpt_addr_t)slots[index].stack << STACK_UNIT, above = stood + (1U << STACK_UNIT);
+    int error = patch_stack(owner, from, STACK_BYTES, slots, count, FRAMES_DEEP);
+    if (error || !stood || (from < above && above - from <= STACK_BYTES))
+        return error;
+    return patch_stack(owner, stood - FRAME_BYTES, FRAME_BYTES + (1U << STACK_UNIT), slots, count, 0);
 }
 
 /* ---- when all stand still ---- */
@@ -89,7 +95,7 @@ static int settle_slot(ckpt_tree *tree, struct task *task, struct task *owner, s
         owner->bridge.transfers |= 1U << index; /* of a process that has this memory and does not stand still */
     int error = 0;
     if (heir && heir->state == THREAD_STOPPED)
-        error = frames_patch(owner, heir->regs.rsp, slots, count);
+        error = frames_patch(owner, heir->regs.rsp, slots, count, index);
     if (!error && !runs)
         forget_owner(owner, &slots[index], index);
     return error;

@@ -139,7 +139,7 @@ static int take_slot(const struct task *task, struct task *owner, const struct t
     int count = slots_read(owner, slots), found = -1;
     *ret_turn = 1;
     for (int i = count - 1; i >= 0; i--) {
-        bool own = slots[i].tid == thread->tid && !frames_patch(owner, thread->regs.rsp, slots, (unsigned)count);
+        bool own = slots[i].tid == thread->tid && !frames_patch(owner, thread->regs.rsp, slots, (unsigned)count, (unsigned)i);
         bool busy = i == taken || (task->bridge.settled ? owner->bridge.transfers & 1U << i : slots[i].tid && !own);
         bool again = found >= 0 && !task->bridge.settled && slots[found].tid == thread->tid; /* else it has two, and somebody none */
         if (!busy && !again && (found < 0 || own || slots[i].turn < slots[found].turn))
@@ -159,6 +159,7 @@ static int put_slot(const struct task *task, struct task *owner, struct slot *sl
     if (index < 0)
         return -1;
     slot->magic = SLOT_MAGIC;
+    slot->stack = thread->regs.rsp >> STACK_UNIT > UINT32_MAX ? 0 : (uint32_t)(thread->regs.rsp >> STACK_UNIT);
     slot->tid = thread->tid;
     slot->turn = turn & 0xffffff;
     *ret_at = slot_place(&owner->bridge, (unsigned)index);

@@ -5,12 +5,13 @@
 #include "inject.h"
 
 enum { BACK = 64 /* bytes of code */ };
-#define SLOT_MAGIC UINT64_C(0x6f6e2073656f6720) /* " goes no" */
+#define SLOT_MAGIC UINT32_C(0x73656f67) /* "goes" */
 
 struct slot {
     uint8_t code[BACK];               /* of a second slot that goes with one: its list of buffers */
     ckpt_addr_t back;
-    uint64_t magic;
+    uint32_t magic;
+    uint32_t stack;                   /* its thread's rsp, in units of 64 KiB; 0 = not known */
     uint64_t buffer, count;           /* arguments as the program gave them */
     uint32_t done;
     int32_t tid;                      /* whose it is */
@@ -33,7 +34,9 @@ int slots_read(const struct task *owner, struct slot slots[TRANSFER_SLOTS]);
 struct restart_row;
 unsigned list_left(const struct task *owner, const struct restart_row *row, const uint64_t arg[6], uint64_t done, ckpt_addr_t at, uint8_t ret_list[BACK]);
 
-/* frames.c: frames on a stack that return into a slot get the short count. */
-int frames_patch(const struct task *owner, ckpt_addr_t from, const struct slot *slots, unsigned count);
+/* frames.c: frames on a thread's stack that return into a slot get the short count: near its stack pointer, and below where it
+ * stood when the slot of this number was taken. */
+int frames_patch(const struct task *owner, ckpt_addr_t from, const struct slot *slots, unsigned count, unsigned index);
+enum { STACK_UNIT = 16 /* bits */ };
 
 #endif

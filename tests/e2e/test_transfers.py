@@ -148,10 +148,12 @@ def test_signals_come_meanwhile(which: Words, ckpt: Ckpt, started: Start) -> Non
 
 
 @each
+@pytest.mark.parametrize("deep", [(), ("deep",)], ids=["flat", "deep"])
 @pytest.mark.parametrize("then", ["goes on", "rolled back", "restored"])
-def test_a_handler_stands_over_it(which: Words, then: str, ckpt: Ckpt, started: Start) -> None:
-    """Its frame returned into the instructions that carry the transfer on: it returns to the program's own, with a short count."""
-    target = started(*which, "handlers")
+def test_a_handler_stands_over_it(which: Words, then: str, deep: Words, ckpt: Ckpt, started: Start) -> None:
+    """Its frame returned into the instructions that carry the transfer on: it returns to the program's own, with a short count. `deep`:
+    with 600 KiB of the handler's in between."""
+    target = started(*which, "handlers", *deep)
     stall(ckpt, target, which)
     target.ask("hold")
     generation = ckpt.snapshot(target.pid)["generation"]

@@ -2,6 +2,7 @@
  * Seen: a count that is not the whole, a register that is not what it was, a byte that is not the one that belongs there.
  * "stall" and "go" stop and start the other ends; "stall" is answered when they stand still. `transfers signals`: a handler interrupts them (SA_RESTART), so that counts may be short;
  * each byte is looked at all the same. `transfers handlers`: so do handlers that "hold" begins in each thread, and "release" lets return.
+ * `transfers handlers deep`: with much on their stacks.
  * `transfers lists`: those of several buffers alone; with "signals" or "handlers" behind it, too.
  */
 #include "victim.h"
@@ -11,7 +12,7 @@
 #include <sys/time.h>
 #include <sys/uio.h>
 
-enum { WHOLE = 300000, PIPE = 1 << 20, RANDOM = 4 << 20 };
+enum { WHOLE = 300000, PIPE = 1 << 20, RANDOM = 4 << 20, DEEP_BYTES = 600 << 10 };
 
 struct kind {
     const char *name;
@@ -229,10 +230,14 @@ static void interrupted(int number) {
         ;
 }
 
+static bool deep;
+
 static void hold(int number) {
     (void)number;
+    volatile char room[deep ? DEEP_BYTES : 1];
+    room[0] = 1; /* what lies between is not touched, nor need it be */
     __atomic_fetch_add(&handling, 1, __ATOMIC_SEQ_CST);
-    while (held)
+    while (held && room[0])
         usleep(1000);
     __atomic_fetch_sub(&handling, 1, __ATOMIC_SEQ_CST);
 }
@@ -271,6 +276,7 @@ int main(int argc, char **argv) {
         kind_count = sizeof lists / sizeof *lists;
     }
     signals = *mode && strcmp(mode, "lists");
+    deep = !strcmp(mode, "deep");
     for (int i = 0; i < kind_count; i++)
         prepare(&kinds[i]);
     sigaction(SIGALRM, &(struct sigaction){.sa_handler = interrupted, .sa_flags = SA_RESTART}, NULL);
