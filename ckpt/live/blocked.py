@@ -6,10 +6,12 @@ from pathlib import Path
 
 from ckpt.procfs import parse_syscall
 
+USER = -1  #: the number of no call: in user space
 
-def blocked_call(pid: int, tid: int) -> tuple[int, tuple[int, ...]]:
-    """Its number and arguments; (-1, ()) where it sleeps in none, or has ended."""
+
+def blocked_call(pid: int, tid: int) -> tuple[int | None, tuple[int, ...]]:
+    """Its number and arguments. USER: it has made none, or is in one that does not sleep; None: it has ended, or is not ours to look at."""
     try:
-        return parse_syscall(Path(f"/proc/{pid}/task/{tid}/syscall").read_bytes()) or (-1, ())
+        return parse_syscall(Path(f"/proc/{pid}/task/{tid}/syscall").read_bytes()) or (USER, ())
     except (OSError, ValueError):
-        return -1, ()
+        return None, ()

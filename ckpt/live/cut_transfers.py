@@ -35,7 +35,7 @@ def examine(tree: Tree, descriptors: Sequence[RawDescriptor]) -> Iterator[Proble
     known = {(raw.pid, raw.fd): raw for raw in descriptors}
     for thread in tree.threads():
         call, args = blocked_call(thread.pid, thread.tid)
-        row = BY_NR.get(call)
+        row = BY_NR.get(call) if call is not None else None
         if row is None or not row.partial:
             continue
         raws = [known.get((thread.pid, args[at] & 0xFFFF_FFFF)) for at in _FROM_TO.get(row.name, (0,))]

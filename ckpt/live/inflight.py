@@ -16,9 +16,8 @@ from pathlib import Path
 
 from bpf import Call, Syscalls
 from ckpt.live import clock
-from ckpt.procfs import parse_status, parse_syscall
-
-USER = -1  #: the number of no call: in user space
+from ckpt.live.blocked import USER, blocked_call
+from ckpt.procfs import parse_status
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class Observer:
         """In order of pid and tid. Who ends meanwhile is left out."""
         threads = {tid: pid for pid in sorted(pids) for tid in _threads(pid)}
         traced = {pid for pid in set(threads.values()) if _tracer(pid)}
-        before = {tid: _blocked(pid, tid) for tid, pid in threads.items() if tid not in self._known or pid in traced}
+        before = {tid: blocked_call(pid, tid) for tid, pid in threads.items() if tid not in self._known or pid in traced}
         calls = {tid: call for tid, call in self.syscalls.calls().items() if threads.get(tid) not in traced}
         self.syscalls.forget(calls.keys() - threads.keys())
         self._known = calls.keys() & threads.keys()
@@ -72,14 +71,6 @@ def _tracer(pid: int) -> int:
         return parse_status(Path(f"/proc/{pid}/status").read_bytes()).tracer_pid
     except (FileNotFoundError, ProcessLookupError):
         return 0
-
-
-def _blocked(pid: int, tid: int) -> tuple[int | None, tuple[int, ...]]:
-    """What /proc says: a running thread that has made no call is in user space, or in a call that does not sleep."""
-    try:
-        return parse_syscall(Path(f"/proc/{pid}/task/{tid}/syscall").read_bytes()) or (USER, ())
-    except (OSError, ValueError):
-        return None, ()
 
 
 def _in_flight(pid: int, tid: int, command: str, call: Call | None, before: tuple[int | None, tuple[int, ...]] | None) -> InFlight:

@@ -14,7 +14,8 @@ from typing import Any
 
 from ckpt.live import clock, runtime
 from ckpt.live.activity import FunctionWrites, MappingWrites, by_function, by_mapping, layouts
-from ckpt.live.inflight import USER, InFlight
+from ckpt.live.blocked import USER
+from ckpt.live.inflight import InFlight
 from ckpt.live.protection import Protection
 from ckpt.live.symbols import Symbols
 from ckpt.live.telemetry import Change, Kind, Telemetry
