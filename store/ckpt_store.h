@@ -117,6 +117,11 @@ uint32_t st_packer_pack(st_packer *packer, const uint8_t **ret_blob, size_t *ret
                         const struct st_contents **ret_contents, size_t *ret_runs);
 void st_packer_emptied(st_packer *packer);
 
+/* ---- flush.c: until it is stopped, what is written to the file goes to the disk early ---- */
+typedef struct st_flusher st_flusher;
+int st_flusher_start(int fd, st_flusher **ret_flusher);
+void st_flusher_stop(st_flusher *flusher); /* NULL: nothing */
+
 /* ---- reading (reader.c, locate.c) ---- */
 typedef struct st_reader st_reader;
 int st_reader_new(int fd, const uint8_t *key, uint32_t page_size, uint32_t root, st_reader **ret_reader);

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sqlite3
 import struct
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,20 @@ from store._pages import ffi, lib
 from store.database import PAGE_SIZE
 from store.layouts import check
 
-__all__ = ["CONTENTS", "FRAMES_MAX", "Live", "Pack", "Packer", "blocks_of", "delete", "insert", "load", "next_number", "of_blocks"]
+__all__ = [
+    "CONTENTS",
+    "FRAMES_MAX",
+    "Live",
+    "Pack",
+    "Packer",
+    "blocks_of",
+    "delete",
+    "insert",
+    "load",
+    "next_number",
+    "of_blocks",
+    "written_early",
+]
 
 CONTENTS = struct.Struct("<IHH")  #: struct st_contents: block, slot, count
 FRAMES_MAX = 2048
@@ -58,6 +72,17 @@ def insert(connection: sqlite3.Connection, packs: Sequence[Pack]) -> None:
         connection.execute("INSERT INTO pack_data VALUES (?, zeroblob(?))", (p.number, len(p.data)))
         with connection.blobopen("pack_data", "data", p.number) as blob:
             blob.write(p.data)
+
+
+@contextmanager
+def written_early(descriptor: int) -> Iterator[None]:
+    """Around a large transaction: the disk works while it is being written (store/src/flush.c). `descriptor`: of the file."""
+    out = ffi.new("st_flusher **")
+    lib.st_flusher_start(descriptor, out)  # where no thread can be had, none is needed
+    try:
+        yield
+    finally:
+        lib.st_flusher_stop(out[0])
 
 
 def delete(connection: sqlite3.Connection, numbers: Iterable[int]) -> None:

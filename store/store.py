@@ -75,7 +75,7 @@ class Store(AbstractContextManager["Store"]):
         Leaving it after the publication does what `tend` does; who has something to report first says False and calls `tend` then.
         """
         self._must_write()
-        return Writer(self._connection, self.path, self._key, parent, self._timeout_s, tend)
+        return Writer(self._connection, self.path, self._descriptor, self._key, parent, self._timeout_s, tend)
 
     def tend(self, number: int) -> bool:
         """After generation `number` was published and reported: puts together what is read together, where that has become due

@@ -34,9 +34,11 @@ class Writer(AbstractContextManager["Writer"]):
     """Made by `Store.begin`. Leaving the `with` without `publish` abandons everything; after it, `tend_after`, it tends what is due."""
 
     def __init__(
-        self, connection: sqlite3.Connection, path: str, key: bytes, parent: int | None, timeout_s: float, tend_after: bool
+        self, connection: sqlite3.Connection, path: str, descriptor: int, key: bytes, parent: int | None, timeout_s: float, tend_after: bool
     ) -> None:
+        """`descriptor`: of the file, lent."""
         self._connection = connection
+        self._descriptor = descriptor
         self._path = path
         self._parent = parent
         self._stack = ExitStack()
@@ -163,9 +165,8 @@ class Writer(AbstractContextManager["Writer"]):
         self._orphans += [pack.number for pack in held]
         self._pending = self._pool.submit(self._write_orphans, connection, held)
 
-    @staticmethod
-    def _write_orphans(connection: sqlite3.Connection, held: list[packs.Pack]) -> None:
-        with transaction(connection):
+    def _write_orphans(self, connection: sqlite3.Connection, held: list[packs.Pack]) -> None:
+        with packs.written_early(self._descriptor), transaction(connection):
             packs.insert(connection, held)
 
     # ---- the end ----

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from store import Rows, Store, StoreError
 from store.layouts import RUN
+from store.packs import written_early
 from store.writer import insert_rows
 from tests.unit.stores import PAGE, ZERO, commit, contents, data_runs, flip, generation, layout, page, written
 
@@ -387,3 +389,25 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", script, str(tmp_path / "store.db")], capture_output=True, text=True, check=True)
     assert int(run.stdout) < 150
+
+
+def test_a_large_transaction_is_written_early_by_a_thread_that_ends_with_it(tmp_path: Path) -> None:
+    """Also where nothing can be written early: a pipe is no file."""
+
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    before, (reading, writing) = threads(), os.pipe()
+    with (tmp_path / "file").open("wb") as file:
+        for descriptor in (file.fileno(), reading, -1):
+            with written_early(descriptor):
+                file.write(bytes(1 << 20))
+                file.flush()
+                time.sleep(0.01)
+            assert threads() == before
+        with pytest.raises(ZeroDivisionError), written_early(file.fileno()):
+            raise ZeroDivisionError
+    assert threads() == before
+    assert (tmp_path / "file").stat().st_size == 3 << 20
+    os.close(reading)
+    os.close(writing)
