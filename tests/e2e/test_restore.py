@@ -28,7 +28,9 @@ def revive(ckpt: Ckpt, target: Victim, generation: int | str, *options: str) -> 
     said = []
 
     def restore(words: Sequence[str]) -> int:
-        done = ckpt.run("restore", generation, *words, *options, "--json")
+        end = time.monotonic() + 10
+        while "is taken" in (done := ckpt.run("restore", generation, *words, *options, "--json")).err and time.monotonic() < end:
+            time.sleep(0.1)  # a process of the moment has the number: those of other tests go round them all
         assert done.code == 0, f"exit {done.code}: {done.err}{done.out}"
         said.append(done.json)
         return int(done.json["pid"])

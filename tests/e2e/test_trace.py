@@ -54,12 +54,13 @@ def test_who_writes_what(ckpt: Ckpt, victim: Start) -> None:
         writes = look["writes"]
         assert (look["tracking"], writes["lost"], look["pid"]) == ("anew", 0, target.pid)
         assert 0.2e9 < look["interval_ns"] < 3e9
-        by = {one["symbol"]: one for one in writes["functions"]}
+        # Where one was preempted the kernel has written for it, too: to its rseq, on the way back.
+        by = {one["symbol"]: one for one in writes["functions"] if one["call"] is None}
         mappings = {one["start"]: one for one in writes["mappings"]}
         for name in ("plain", "huge", "file", "fresh"):
             start, pages, tid = areas[name]
             function, mapping = by[f"scribble_{name}"], mappings[start]
-            assert (function["file"], function["tids"], function["call"]) == (BIN, [tid], None)
+            assert (function["file"], function["tids"]) == (BIN, [tid])
             assert 20 < function["pages"] == mapping["pages"] <= pages
         assert writes["pages"] == sum(one["pages"] for one in writes["functions"]) == sum(one["pages"] for one in writes["mappings"])
         assert writes["scanned"] >= writes["pages"] * 0.8, "what the scan says, a moment later"

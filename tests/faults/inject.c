@@ -197,7 +197,8 @@ static const struct rule *pass(const char *where, unsigned long first) {
             kill(owner, SIGKILL);
         if (rule->what == SLEEP) {
             struct timespec time = {rule->number / 1000, rule->number % 1000 * 1000000};
-            nanosleep(&time, NULL);
+            while (nanosleep(&time, &time) && errno == EINTR) /* the clock of a freeze ticks by a signal (native/src/pace.c) */
+                ;
         }
         return rule;
     }
